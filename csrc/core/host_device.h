@@ -1,0 +1,9 @@
+// HYMBA_INLINE: a small function that CPU kernels and CUDA kernels share. It is static and always inlined, so
+// no translation unit built for a newer instruction set can leave a copy behind that others would link to.
+#pragma once
+
+#ifdef __CUDACC__
+#define HYMBA_INLINE static __host__ __device__ __forceinline__
+#else
+#define HYMBA_INLINE static inline __attribute__((always_inline))
+#endif

@@ -1,0 +1,32 @@
+// From checked parameters to a kernel: on the tensor's device and torch's current stream.
+#pragma once
+#include <type_traits>
+
+#include "core/torch_view.h"
+
+// A CUDA launch function, or null where the extension was built without nvcc.
+#ifdef HYMBA_WITH_CUDA
+#define HYMBA_CUDA(function) (function)
+#else
+#define HYMBA_CUDA(function) nullptr
+#endif
+
+namespace hymba {
+
+// Torch's current CUDA stream of `device_index`. Throws where torch has no CUDA.
+void* current_cuda_stream(int32_t device_index);
+// Throws for a cudaError_t other than cudaSuccess.
+void check_cuda(int error);
+
+template <class Params>
+void launch(const Tensor& like, const Params& params, void (*cpu_kernel)(const Params&),
+            std::type_identity_t<int (*)(const Params&, void*)> cuda_launch = nullptr) {
+  if (like.is_cpu()) return cpu_kernel(params);
+  if (cuda_launch == nullptr)
+    throw std::runtime_error("hymba_ops was built without CUDA kernels (no nvcc when it was installed): reinstall "
+                             "it where nvcc is on PATH, or move the tensors to the CPU");
+  const torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
+  check_cuda(cuda_launch(params, current_cuda_stream(like.get_device_index())));
+}
+
+}  // namespace hymba

@@ -1,0 +1,48 @@
+// From torch tensors to the plain structs that kernels take. Torch side only.
+#pragma once
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include "core/check.h"
+#include "core/view.h"
+
+namespace hymba {
+
+// The last dimension is the row; 1 to 4 dimensions.
+inline RowView row_view(const Tensor& t) {
+  RowView view{t.data_ptr(), {1, 1, 1}, {0, 0, 0}};
+  const int64_t leading = t.dim() - 1;
+  for (int64_t i = 0; i < leading; ++i) {
+    view.size[3 - leading + i] = t.size(i);
+    view.stride[3 - leading + i] = t.stride(i);
+  }
+  return view;
+}
+
+inline void* data_or_null(const OptionalTensor& t) { return t ? t->data_ptr() : nullptr; }
+
+inline bool is_f32(const Tensor& t) { return t.scalar_type() == torch::headeronly::ScalarType::Float; }
+inline bool is_f32(const OptionalTensor& t) { return t && is_f32(*t); }
+
+// Like torch.empty / torch.zeros with t's device; contiguous.
+inline Tensor new_tensor(const Tensor& t, std::initializer_list<int64_t> sizes,
+                         std::optional<torch::headeronly::ScalarType> dtype = std::nullopt) {
+  return torch::stable::new_empty(t, {sizes.begin(), sizes.size()}, dtype);
+}
+inline Tensor new_zeros(const Tensor& t, std::initializer_list<int64_t> sizes,
+                        std::optional<torch::headeronly::ScalarType> dtype = std::nullopt) {
+  return torch::stable::new_zeros(t, {sizes.begin(), sizes.size()}, dtype);
+}
+// Contiguous, with t's shape, dtype and device.
+inline Tensor new_like(const Tensor& t) { return torch::stable::new_empty(t, t.sizes()); }
+// x @ weight.T, by torch's GEMM
+inline Tensor linear(const Tensor& x, const Tensor& weight) {
+  return torch::stable::matmul(x, torch::stable::transpose(weight, 0, 1));
+}
+// float64 beside float64, else float32
+inline torch::headeronly::ScalarType state_dtype(const Tensor& x) {
+  using torch::headeronly::ScalarType;
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+}  // namespace hymba

@@ -1,0 +1,69 @@
+// What every CPU kernel starts with: vectors, threads, scratch memory and the switch over storage types.
+#pragma once
+#include <cstdlib>
+#include <type_traits>
+
+#include "core/parallel.h"
+#include "cpu/simd.h"
+
+namespace hymba::cpu::HYMBA_ISA {
+
+// Uninitialised, cache-line aligned memory of one worker. `count` elements; never null for count 0.
+template <class C>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count)
+      : data_(static_cast<C*>(aligned_alloc(64, (count * sizeof(C) + 127) / 64 * 64))) {
+    if (data_ == nullptr) abort();  // a few MiB at the most: the machine is out of memory
+  }
+  ~Scratch() { free(data_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  C* get() const { return data_; }
+  C& operator[](int64_t i) const { return data_[i]; }
+
+ private:
+  C* data_;
+};
+
+constexpr int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
+constexpr int64_t divide_up(int64_t x, int64_t y) { return (x + y - 1) / y; }
+HYMBA_INLINE int64_t at_most(int64_t x, int64_t limit) { return x < limit ? x : limit; }
+
+// out[i] = scale * (float or double) in[i] for i < n, and 0 up to n_padded.
+template <class T>
+HYMBA_INLINE void copy_as_compute(compute_t<T>* out, const T* in, int64_t n, int64_t n_padded,
+                                  compute_t<T> scale = 1) {
+  constexpr int64_t lanes = kLanes<compute_t<T>>;
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) store(out + i, load(in + i) * scale);
+  for (; i < n; ++i) out[i] = to_compute(in[i]) * scale;
+  for (; i < n_padded; ++i) out[i] = 0;
+}
+
+// Calls body(T{}) with the storage type that `dtype` names.
+template <class Body>
+HYMBA_INLINE void with_dtype(DType dtype, const Body& body) {
+  switch (dtype) {
+    case DType::f32: return body(float{});
+    case DType::bf16: return body(bfloat16{});
+    case DType::f16: return body(float16{});
+    case DType::f64: return body(double{});
+  }
+}
+
+// A parameter vector that has x's dtype T or is float32 (norm weights, D, dt bias): its `count` values as
+// compute_t<T>, zero up to `padded`.
+template <class T>
+HYMBA_INLINE void load_parameter(compute_t<T>* out, const void* data, bool is_f32, int64_t count, int64_t padded) {
+  if constexpr (!std::is_same_v<T, float>) {
+    if (is_f32) {
+      const float* p = static_cast<const float*>(data);
+      for (int64_t i = 0; i < padded; ++i) out[i] = i < count ? p[i] : 0;
+      return;
+    }
+  }
+  copy_as_compute<T>(out, static_cast<const T*>(data), count, padded);
+}
+
+}  // namespace hymba::cpu::HYMBA_ISA

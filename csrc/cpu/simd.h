@@ -1,0 +1,242 @@
+// Vectors of float or double for the CPU kernels, in GCC/Clang vector extensions: + - * / and comparisons work on
+// them directly, a * b + c becomes a fused multiply-add where the instruction set has one, and the width follows
+// the flags that the file is compiled with. Only conversions and 2^n scaling use intrinsics.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include "core/dtype.h"
+
+#ifndef HYMBA_ISA
+#error "csrc/cpu is compiled once per instruction set: define HYMBA_ISA (see cpu/isa.h)"
+#endif
+
+namespace hymba::cpu::HYMBA_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+constexpr int kVectorRegisters = 32;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+constexpr int kVectorRegisters = 16;
+#else
+constexpr int kVectorBytes = 16;
+constexpr int kVectorRegisters = 16;
+#endif
+
+template <class C>
+struct VectorOf {
+  typedef C type __attribute__((vector_size(kVectorBytes)));
+};
+template <class C>
+using Vec = typename VectorOf<C>::type;
+
+template <class C>
+constexpr int kLanes = kVectorBytes / sizeof(C);
+
+using FloatVec = Vec<float>;
+using IntVec = Vec<int32_t>;
+using UIntVec = Vec<uint32_t>;
+// As many 16-bit values as a FloatVec has lanes.
+typedef uint16_t HalfVec __attribute__((vector_size(kVectorBytes / 2)));
+
+template <class C>
+HYMBA_INLINE Vec<C> broadcast(C x) {
+  return x - Vec<C>{};
+}
+
+template <class V>
+HYMBA_INLINE V vector_max(V a, V b) {
+  return a > b ? a : b;
+}
+template <class V>
+HYMBA_INLINE V vector_min(V a, V b) {
+  return a < b ? a : b;
+}
+
+template <class C>
+HYMBA_INLINE C lane_sum(const Vec<C>& v) {
+  // Pairwise, so that rounding does not grow with the width.
+  C lanes[kLanes<C>];
+  memcpy(lanes, &v, sizeof lanes);
+  for (int width = kLanes<C> / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  return lanes[0];
+}
+
+template <class C>
+HYMBA_INLINE C lane_max(const Vec<C>& v) {
+  C lanes[kLanes<C>];
+  memcpy(lanes, &v, sizeof lanes);
+  for (int width = kLanes<C> / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
+  return lanes[0];
+}
+
+// ---- Loads and stores: any alignment; bf16 and fp16 are converted to and from float ----
+
+HYMBA_INLINE FloatVec load(const float* p) {
+  FloatVec v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+HYMBA_INLINE Vec<double> load(const double* p) {
+  Vec<double> v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+HYMBA_INLINE void store(float* p, FloatVec v) { memcpy(p, &v, sizeof v); }
+HYMBA_INLINE void store(double* p, Vec<double> v) { memcpy(p, &v, sizeof v); }
+
+HYMBA_INLINE FloatVec load(const bfloat16* p) {
+  HalfVec h;
+  memcpy(&h, p, sizeof h);
+  const UIntVec u = __builtin_convertvector(h, UIntVec) << 16;
+  FloatVec v;
+  memcpy(&v, &u, sizeof v);
+  return v;
+}
+HYMBA_INLINE void store(bfloat16* p, FloatVec v) {
+  UIntVec u;
+  memcpy(&u, &v, sizeof u);
+  const UIntVec rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const UIntVec quiet = (u >> 16) | 0x40u;
+  const HalfVec h = __builtin_convertvector((u & 0x7fffffffu) > 0x7f800000u ? quiet : rounded, HalfVec);
+  memcpy(p, &h, sizeof h);
+}
+
+HYMBA_INLINE FloatVec load(const float16* p) {
+#if defined(__AVX512F__)
+  return (FloatVec)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__F16C__)
+  return (FloatVec)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  FloatVec v;
+  for (int i = 0; i < kLanes<float>; ++i) v[i] = to_compute(p[i]);
+  return v;
+#endif
+}
+HYMBA_INLINE void store(float16* p, FloatVec v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int i = 0; i < kLanes<float>; ++i) from_compute(p[i], v[i]);
+#endif
+}
+
+// The first n lanes (n <= lanes; the rest of a load is zero).
+template <class T>
+HYMBA_INLINE Vec<compute_t<T>> load_n(const T* p, int64_t n) {
+  using C = compute_t<T>;
+  if (n == kLanes<C>) return load(p);
+  T lanes[kLanes<C>] = {};
+  for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
+  return load(lanes);
+}
+template <class T>
+HYMBA_INLINE void store_n(T* p, Vec<compute_t<T>> v, int64_t n) {
+  using C = compute_t<T>;
+  if (n == kLanes<C>) return store(p, v);
+  T lanes[kLanes<C>];
+  store(lanes, v);
+  for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
+}
+
+// ---- Functions. float: polynomials, relative error of exp2 below 1.2e-7, of softplus and silu below 4e-7 where
+// the result is a normal number; NaN stays NaN. double: the library's, lane by lane (used for checks only). ----
+
+template <class F>
+HYMBA_INLINE Vec<double> map_lanes(Vec<double> x, F f) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = f(x[i]);
+  return x;
+}
+
+// p * 2^n for integral n in [-300, 300]
+HYMBA_INLINE FloatVec scale_by_power_of_two(FloatVec p, FloatVec n) {
+#if defined(__AVX512F__)
+  return (FloatVec)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+  // In two steps, since 2^n itself leaves the range of float before p * 2^n does.
+  const IntVec whole = __builtin_convertvector(n, IntVec);
+  const IntVec half = whole >> 1;
+  const IntVec first = (half + 127) << 23, second = (whole - half + 127) << 23;
+  FloatVec a, b;
+  memcpy(&a, &first, sizeof a);
+  memcpy(&b, &second, sizeof b);
+  return p * a * b;
+#endif
+}
+
+// Minimax polynomial of 2^r on [-1/2, 1/2], degree 6, relative error 1.9e-9 before rounding.
+HYMBA_INLINE FloatVec exp2(FloatVec x) {
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  // Beyond these the result is 0 or infinity all the same. The comparisons are false for NaN, which passes.
+  x = x < -200.0f ? broadcast(-200.0f) : x;
+  x = x > 200.0f ? broadcast(200.0f) : x;
+  const FloatVec n = (x + kRound) - kRound;
+  const FloatVec r = x - n;
+  FloatVec p = broadcast(1.53458121587e-4f);
+  p = p * r + 1.33999312095e-3f;
+  p = p * r + 9.61848895652e-3f;
+  p = p * r + 5.5503287770e-2f;
+  p = p * r + 0.240226468906f;
+  p = p * r + 0.693147205737f;
+  p = p * r + 1.0f;
+  return scale_by_power_of_two(p, n);
+}
+HYMBA_INLINE Vec<double> exp2(Vec<double> x) {
+  return map_lanes(x, [](double v) { return ::exp2(v); });
+}
+
+// e^x, with the argument reduced in base e: the error does not grow with |x|.
+HYMBA_INLINE FloatVec exp(FloatVec x) {
+  constexpr float kLog2e = 1.44269504089f, kRound = 12582912.0f;
+  constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+  x = x < -140.0f ? broadcast(-140.0f) : x;
+  x = x > 140.0f ? broadcast(140.0f) : x;
+  const FloatVec n = (x * kLog2e + kRound) - kRound;
+  const FloatVec r = ((x - n * kLn2High) - n * kLn2Low) * kLog2e;
+  FloatVec p = broadcast(1.53458121587e-4f);
+  p = p * r + 1.33999312095e-3f;
+  p = p * r + 9.61848895652e-3f;
+  p = p * r + 5.5503287770e-2f;
+  p = p * r + 0.240226468906f;
+  p = p * r + 0.693147205737f;
+  p = p * r + 1.0f;
+  return scale_by_power_of_two(p, n);
+}
+HYMBA_INLINE Vec<double> exp(Vec<double> x) {
+  return map_lanes(x, [](double v) { return ::exp(v); });
+}
+
+// log(1 + e^x) = max(x, 0) + log1p(u), u = e^-|x|, and log1p(u) = 2 atanh(u / (2 + u)): no cancellation anywhere,
+// so small results keep their relative precision.
+HYMBA_INLINE FloatVec softplus(FloatVec x) {
+  const FloatVec zero = {};
+  const FloatVec u = exp(x > zero ? -x : x);
+  const FloatVec t = u / (u + 2.0f);
+  const FloatVec s = t * t;
+  FloatVec p = broadcast(0.281915472234f);
+  p = p * s + 0.279576657946f;
+  p = p * s + 0.400251143238f;
+  p = p * s + 0.666663101449f;
+  p = p * s + 2.0f;
+  return (x < zero ? zero : x) + t * p;
+}
+HYMBA_INLINE Vec<double> softplus(Vec<double> x) {
+  return map_lanes(x, [](double v) { return (v > 0 ? v : 0) + ::log1p(::exp(v > 0 ? -v : v)); });
+}
+
+// x * sigmoid(x)
+template <class V>
+HYMBA_INLINE V silu(V x) {
+  return x / (exp(-x) + 1);
+}
+
+}  // namespace hymba::cpu::HYMBA_ISA

@@ -1,0 +1,138 @@
+"""The one place that touches torch.ops.hymba_ops: calls, fake kernels and autograd registration.
+
+Fake kernels know shapes and dtypes only; the checks are the C++ ops' own and raise ValueError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hymba_ops import _library  # noqa: F401  (registers the ops)
+
+_ops = torch.ops.hymba_ops
+
+# Tokens between two saved states of selective_scan; csrc/ops/selective_scan.h has the same.
+CHECKPOINT_INTERVAL = 64
+
+
+def call(name: str, *args: Any) -> Any:
+    """torch.ops.hymba_ops.<name>(*args).
+
+    Raises:
+        ValueError: a check of the C++ op failed; its text names the tensor, what was expected and what came.
+        TypeError: an argument is of another Python type than the schema's.
+    """
+    op = getattr(_ops, name)
+    if torch.compiler.is_compiling():
+        return op(*args)
+    try:
+        return op(*args)
+    except RuntimeError as error:
+        if "Expected a value of type" in str(error):
+            raise TypeError(str(error).split("\nDeclaration")[0]) from None
+        raise
+
+
+def build_info() -> dict[str, str]:
+    """The compiled library's own facts, as strings."""
+    return dict(pair.split("=", 1) for pair in _ops.build_info().split(";"))
+
+
+# ---- Fake kernels ----
+
+
+def _state_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _sequences(x: Tensor, cu_seqlens: Tensor | None) -> int:
+    return x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+
+
+@torch.library.register_fake("hymba_ops::attention")
+def _attention(q, k, v, window, num_meta, scale, meta_k, meta_v, cu_seqlens, cu_seqlens_k, return_lse):
+    out = q.new_empty((*q.shape[:3], v.shape[3]))
+    return out, q.new_empty(q.shape[:3] if return_lse else (0,), dtype=_lse_dtype(q))
+
+
+def _lse_dtype(q: Tensor) -> torch.dtype:
+    return _state_dtype(q)
+
+
+@torch.library.register_fake("hymba_ops::rotary")
+def _rotary(x, positions, inv_freq):
+    return x.new_empty(x.shape)
+
+
+@torch.library.register_fake("hymba_ops::causal_conv1d")
+def _causal_conv1d(x, weight, bias, silu, initial_state, cu_seqlens, return_final_state):
+    state_shape = (_sequences(x, cu_seqlens), weight.shape[1] - 1, x.shape[2])
+    return x.new_empty(x.shape), x.new_empty(state_shape if return_final_state else (0,))
+
+
+@torch.library.register_fake("hymba_ops::selective_scan")
+def _selective_scan(
+    x, dt, A, B, C, D, z, dt_bias, dt_softplus, initial_state, cu_seqlens, return_final_state, save_checkpoints
+):
+    batch, length, channels = x.shape
+    sequences, states = _sequences(x, cu_seqlens), A.shape[1]
+    if cu_seqlens is None:
+        chunks = (batch, (length + CHECKPOINT_INTERVAL - 1) // CHECKPOINT_INTERVAL, channels, states)
+    else:
+        chunks = (batch, length // CHECKPOINT_INTERVAL + sequences, channels, states)
+    return (
+        x.new_empty(x.shape),
+        x.new_empty((sequences, channels, states) if return_final_state else (0,), dtype=_state_dtype(x)),
+        x.new_empty(chunks if save_checkpoints else (0,), dtype=_state_dtype(x)),
+    )
+
+
+@torch.library.register_fake("hymba_ops::causal_conv1d_update")
+def _causal_conv1d_update(x, state, weight, bias, silu, slots_in, slots_out):
+    return x.new_empty(x.shape)
+
+
+@torch.library.register_fake("hymba_ops::selective_state_update")
+def _selective_state_update(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, slots_in, slots_out):
+    return x.new_empty(x.shape)
+
+
+@torch.library.register_fake("hymba_ops::rms_norm")
+def _rms_norm(x, weight, eps):
+    return x.new_empty(x.shape)
+
+
+@torch.library.register_fake("hymba_ops::norm_average")
+def _norm_average(attn, ssm, attn_weight, ssm_weight, eps):
+    return attn.new_empty(attn.shape)
+
+
+@torch.library.register_fake("hymba_ops::norm_average_project")
+def _norm_average_project(attn, ssm, attn_weight, ssm_weight, proj_weight, eps):
+    return attn.new_empty((*attn.shape[:-1], proj_weight.shape[0]))
+
+
+# ---- Autograd ----
+
+
+def _backward_missing(name: str) -> Callable[..., Any]:
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise NotImplementedError(f"hymba_ops::{name} has no backward yet: run it under torch.no_grad()")
+
+    return backward
+
+
+for _name in (
+    "attention",
+    "rotary",
+    "causal_conv1d",
+    "selective_scan",
+    "rms_norm",
+    "norm_average",
+    "norm_average_project",
+):
+    torch.library.register_autograd(f"hymba_ops::{_name}", _backward_missing(_name))

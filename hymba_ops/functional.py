@@ -1,0 +1,263 @@
+"""The kernels as functions. Layouts are token-major; B batch, T tokens, C channels, N states, H heads, D head dim.
+
+All take float32, bfloat16 and float16 tensors (float64 for checks on the CPU) with a contiguous last dimension; other strides are
+read in place. Wrong shapes, dtypes, devices or values raise ValueError, arguments that are not tensors TypeError.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, is_grad_enabled
+
+from hymba_ops import _ops
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    window: int | None = None,
+    num_meta: int = 0,
+    scale: float | None = None,
+    meta_k: Tensor | None = None,
+    meta_v: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Causal grouped-query attention with a sliding window and an always-visible prefix.
+
+    softmax(scale * q k^T + mask) v, where the queries are the last T of the S positions and key j is visible to the
+    query at position i when j <= i and (window is None or i - j <= window or j < num_meta): Hymba (arXiv 2411.13676),
+    section 2; the window counts as in the published model's full forward, window + 1 keys with the query's own.
+
+    Args:
+        q: [B, T, Hq, Dk].
+        k: [B, S, Hkv, Dk], S >= T; Hq a multiple of Hkv. Key head h serves query heads h * Hq / Hkv and following.
+        v: [B, S, Hkv, Dv]; Dv may differ from Dk. Head dims 1 to 256.
+        window: keys visible before the query's own, >= 0; None for all.
+        num_meta: the first num_meta positions of each sequence are visible to every later one.
+        scale: factor on q k^T; None for 1 / sqrt(Dk).
+        meta_k, meta_v: [M, Hkv, Dk] and [M, Hkv, Dv]: M prefix keys that stand before every sequence, given once.
+            num_meta must then be 0.
+        cu_seqlens: int32 [n + 1], for packed input with B = 1: sequence i has the rows cu_seqlens[i] to
+            cu_seqlens[i + 1]. Rows past the last one are written as zero.
+        cu_seqlens_k: the same for k and v; None for cu_seqlens. Each sequence has at least as many keys as queries.
+        return_lse: also return the log-sum-exp of each query's scores.
+
+    Returns:
+        [B, T, Hq, Dv], and with return_lse the natural-log lse [B, T, Hq] in float32 (float64 for float64).
+    """
+    out, lse = _ops.call(
+        "attention", q, k, v, window, num_meta, scale, meta_k, meta_v, cu_seqlens, cu_seqlens_k, return_lse
+    )
+    return (out, lse) if return_lse else out
+
+
+def rotary(x: Tensor, positions: Tensor, inv_freq: Tensor) -> Tensor:
+    """Rotary position embedding, halves rotated: (x1 cos - x2 sin, x2 cos + x1 sin) with angle = position * inv_freq.
+
+    RoFormer (arXiv 2104.09864), equation 34, in the half-split layout of the published Hymba. Angles are float32
+    products whatever x's dtype.
+
+    Args:
+        x: [B, T, H, D], D even.
+        positions: int32 [T] or [B, T].
+        inv_freq: float32 [D / 2].
+
+    Returns:
+        [B, T, H, D], x's dtype.
+    """
+    return _ops.call("rotary", x, positions, inv_freq)
+
+
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = "silu",
+    initial_state: Tensor | None = None,
+    return_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Depthwise causal convolution: out[t] = act(bias + sum_k weight[:, k] * x[t - (K - 1) + k]).
+
+    Args:
+        x: [B, T, C].
+        weight: [C, K], K from 1 to 8.
+        bias: [C] or None.
+        activation: "silu" or None.
+        initial_state: [B, K - 1, C], the inputs before the first token (packed: one row of states per sequence);
+            None for zeros.
+        return_final_state: also return the last K - 1 inputs.
+        cu_seqlens: int32 [n + 1], packed input with B = 1. Rows past the last sequence are written as zero.
+
+    Returns:
+        [B, T, C], and with return_final_state the state [B or n, K - 1, C] in x's dtype.
+    """
+    out, final_state = _ops.call(
+        "causal_conv1d", x, weight, bias, _is_silu("causal_conv1d", activation), initial_state, cu_seqlens,
+        return_final_state,
+    )  # fmt: skip
+    return (out, final_state) if return_final_state else out
+
+
+def selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    *,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = True,
+    initial_state: Tensor | None = None,
+    return_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Mamba-1 selective scan: h = exp(dt A) h + dt B x, y = C h + D x, out = y * silu(z).
+
+    Mamba (arXiv 2312.00752), algorithm 2; dt is softplus(dt + dt_bias) when dt_softplus. State and arithmetic are
+    float32 (float64 for float64 inputs).
+
+    Args:
+        x, dt, z: [B, T, C]; z None for no gate.
+        A: [C, N], N from 1 to 256; x's dtype or float32.
+        B, C: [B, T, N].
+        D, dt_bias: [C] or None; x's dtype or float32.
+        initial_state: [B, C, N] float32 (packed: one per sequence); None for zeros.
+        return_final_state: also return the state after the last token.
+        cu_seqlens: int32 [n + 1], packed input with B = 1. Rows past the last sequence are written as zero.
+
+    Returns:
+        [B, T, C], and with return_final_state the state [B or n, C, N] in float32.
+    """
+    out, final_state, _ = _ops.call(
+        "selective_scan", x, dt, A, B, C, D, z, dt_bias, dt_softplus, initial_state, cu_seqlens, return_final_state,
+        False,
+    )  # fmt: skip
+    return (out, final_state) if return_final_state else out
+
+
+def causal_conv1d_update(
+    x: Tensor,
+    state: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = "silu",
+    slots_in: Tensor | None = None,
+    slots_out: Tensor | None = None,
+) -> Tensor:
+    """`causal_conv1d` of the next 1 to 16 tokens; the state changes in place.
+
+    Args:
+        x: [B, C] or [B, n, C].
+        state: [slots, K - 1, C], x's dtype.
+        weight, bias, activation: as in `causal_conv1d`.
+        slots_in, slots_out: int32 [B], the rows of `state` to read and to write; None for row b, and for slots_in.
+            -1 marks a padding row, which is skipped (its output is zero). No row may write a slot that another row
+            reads or writes.
+
+    Returns:
+        x's shape and dtype.
+    """
+    _refuse_grad("causal_conv1d_update", x=x, state=state, weight=weight, bias=bias)
+    silu = _is_silu("causal_conv1d_update", activation)
+    return _ops.call("causal_conv1d_update", x, state, weight, bias, silu, slots_in, slots_out)
+
+
+def selective_state_update(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    *,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = True,
+    slots_in: Tensor | None = None,
+    slots_out: Tensor | None = None,
+) -> Tensor:
+    """`selective_scan` of the next 1 to 16 tokens; the state changes in place.
+
+    Args:
+        state: [slots, C, N], float32 (float64 for float64 inputs).
+        x, dt, z: [B, C] or [B, n, C].
+        B, C: [B, N] or [B, n, N].
+        A, D, dt_bias, dt_softplus: as in `selective_scan`.
+        slots_in, slots_out: as in `causal_conv1d_update`.
+
+    Returns:
+        x's shape and dtype.
+    """
+    _refuse_grad("selective_state_update", state=state, x=x, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias)
+    return _ops.call(
+        "selective_state_update", state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, slots_in, slots_out
+    )
+
+
+def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-6) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (arXiv 1910.07467, equation 4), in float32.
+
+    Args:
+        x: [..., D], 1 to 4 dimensions.
+        weight: [D], x's dtype or float32.
+
+    Returns:
+        x's shape and dtype.
+    """
+    return _ops.call("rms_norm", x, weight, eps)
+
+
+def norm_average(
+    attn: Tensor, ssm: Tensor, attn_weight: Tensor, ssm_weight: Tensor, *, eps: float = 1e-6
+) -> Tensor:
+    """(rms_norm(attn) * attn_weight + rms_norm(ssm) * ssm_weight) / 2: how Hymba joins its branches (arXiv 2411.13676).
+
+    Args:
+        attn, ssm: [..., D], 1 to 4 dimensions.
+        attn_weight, ssm_weight: [D], attn's dtype or float32.
+
+    Returns:
+        attn's shape and dtype.
+    """
+    return _ops.call("norm_average", attn, ssm, attn_weight, ssm_weight, eps)
+
+
+def norm_average_project(
+    attn: Tensor, ssm: Tensor, attn_weight: Tensor, ssm_weight: Tensor, proj_weight: Tensor, *, eps: float = 1e-6
+) -> Tensor:
+    """`norm_average`, then the output projection: norm_average(...) @ proj_weight.T.
+
+    Args:
+        attn, ssm, attn_weight, ssm_weight: as in `norm_average`.
+        proj_weight: [O, D], attn's dtype.
+
+    Returns:
+        [..., O], attn's dtype.
+    """
+    return _ops.call("norm_average_project", attn, ssm, attn_weight, ssm_weight, proj_weight, eps)
+
+
+def _is_silu(op: str, activation: str | None) -> bool:
+    if activation not in ("silu", None):
+        raise ValueError(f"{op}: activation must be 'silu' or None, got {activation!r}")
+    return activation == "silu"
+
+
+def _refuse_grad(op: str, **tensors: Tensor | None) -> None:
+    if not is_grad_enabled():
+        return
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Tensor) and tensor.requires_grad:
+            raise ValueError(
+                f"{op}: {name} must not require grad (the op changes its state in place and has no backward), "
+                "got requires_grad=True: call it under torch.no_grad()"
+            )

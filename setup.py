@@ -1,0 +1,115 @@
+"""Builds hymba_ops/_C.abi3.so: every back end in one shared object, against torch's stable ABI.
+
+CPU kernels are compiled once per instruction set, CUDA kernels by nvcc where there is one; ninja runs it all. Environment:
+HYMBA_OPS_CUDA=0 leaves the CUDA kernels out, HYMBA_OPS_CUDA=1 demands them; CUDA_HOME finds nvcc; MAX_JOBS limits ninja.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+STABLE_ABI_2_11 = "0x020b000000000000"
+
+ISA_FLAGS = {"baseline": ""}
+if platform.machine() in ("x86_64", "AMD64"):
+    ISA_FLAGS["avx2"] = "-mavx2 -mfma -mf16c"
+    ISA_FLAGS["avx512"] = "-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512"
+
+# sm_80 code, and its PTX for every later GPU; files that use Hopper's own instructions are named *_sm90.cu.
+GENCODE = "-gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_80,code=compute_80"
+GENCODE_SM90 = "-gencode=arch=compute_90a,code=sm_90a"
+CUDA_ARCHITECTURES = "sm_80, compute_80 PTX"
+
+
+def find_nvcc() -> Path | None:
+    """The nvcc to use, or None for a CPU-only build."""
+    wanted = os.environ.get("HYMBA_OPS_CUDA")
+    if wanted not in (None, "0", "1"):
+        sys.exit(f"HYMBA_OPS_CUDA must be 0 or 1, got {wanted!r}")
+    if wanted == "0":
+        return None
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    found = shutil.which("nvcc", path=f"{home}/bin") or shutil.which("nvcc")
+    if found is None and wanted == "1":
+        sys.exit("HYMBA_OPS_CUDA=1, but there is no nvcc in CUDA_HOME/bin, /usr/local/cuda/bin or on PATH")
+    return Path(found).resolve() if found else None
+
+
+def ninja_file(build_dir: Path, library: Path, nvcc: Path | None) -> str:
+    """The text of build.ninja: one rule per kind of source, one line per object."""
+    import torch
+    from torch.utils.cpp_extension import include_paths
+
+    includes = " ".join(f"-isystem {path}" for path in include_paths())
+    common = f"-std=c++20 -O3 -fPIC -fvisibility=hidden -Wall -I{ROOT}/csrc"
+    maths = "-ffp-contract=fast -fno-math-errno -fno-trapping-math -Wno-psabi -Wno-maybe-uninitialized -Wno-uninitialized"
+    cuda_flags, cuda_link = "", ""
+    if nvcc:
+        cuda_root = nvcc.parent.parent
+        cuda_flags = f"-DHYMBA_WITH_CUDA -DHYMBA_CUDA_ARCHITECTURES='\"{CUDA_ARCHITECTURES}\"' -isystem {cuda_root}/include"
+        cuda_link = f"-L{cuda_root}/lib64 -lcudart_static -lrt -lpthread"
+    rules = {
+        "torch_side": f"$cxx {common} -DTORCH_TARGET_VERSION={STABLE_ABI_2_11} {includes} {cuda_flags} -MMD -MF $out.d -c $in -o $out",
+        "cpu_kernel": f"$cxx {common} {maths} -DHYMBA_ISA=$isa $isa_flags -MMD -MF $out.d -c $in -o $out",
+        "cuda_kernel": f"{nvcc} -std=c++20 -O3 -I{ROOT}/csrc -Xcompiler -fPIC,-fvisibility=hidden $gencode -MMD -MF $out.d -c $in -o $out",
+        "link": f"$cxx -shared -o $out $in -L{Path(torch.__file__).parent}/lib -ltorch_cpu {cuda_link} -ldl -Wl,--exclude-libs,ALL",
+    }
+    lines = [f"cxx = {os.environ.get('CXX', 'g++')}"]
+    for name, command in rules.items():
+        dependencies = "" if name == "link" else "  depfile = $out.d\n  deps = gcc\n"
+        lines.append(f"rule {name}\n  command = {command}\n  description = {name} $out\n{dependencies}")
+
+    objects = []
+
+    def compile_line(rule: str, source: Path, suffix: str = "", **variables: str) -> None:
+        out = build_dir / f"{source.parent.name}_{source.stem}{suffix}.o"
+        objects.append(str(out))
+        lines.append(f"build {out}: {rule} {source}\n" + "".join(f"  {k} = {v}\n" for k, v in variables.items()))
+
+    csrc = ROOT / "csrc"
+    torch_side = [csrc / "library.cpp", *sorted(csrc.glob("core/*.cpp")), *sorted(csrc.glob("ops/*.cpp"))]
+    for source in torch_side:
+        if source.name != "parallel_std.cpp":  # the CMake build's threads
+            compile_line("torch_side", source)
+    for source in sorted(csrc.glob("cpu/*.cpp")):
+        for isa, flags in ISA_FLAGS.items():
+            compile_line("cpu_kernel", source, f"_{isa}", isa=isa, isa_flags=flags)
+    for source in sorted(csrc.glob("cuda/*.cu")) if nvcc else []:
+        compile_line("cuda_kernel", source, gencode=GENCODE_SM90 if source.stem.endswith("_sm90") else GENCODE)
+    lines.append(f"build {library}: link {' '.join(objects)}\n")
+    return "\n".join(lines)
+
+
+class BuildWithNinja(build_ext):
+    """Builds the shared object, and leaves a copy beside the sources so that the clone's root can be imported too."""
+
+    def build_extension(self, ext: Extension) -> None:
+        build_dir = Path(self.build_temp).resolve()
+        build_dir.mkdir(parents=True, exist_ok=True)
+        library = Path(self.get_ext_fullpath(ext.name)).resolve()
+        library.parent.mkdir(parents=True, exist_ok=True)
+        nvcc = find_nvcc()
+        print(f"hymba_ops: CUDA kernels by {nvcc}" if nvcc else "hymba_ops: no nvcc: building for the CPU only")
+        (build_dir / "build.ninja").write_text(ninja_file(build_dir, library, nvcc))
+        jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
+        subprocess.run([sys.executable, "-m", "ninja", "-C", str(build_dir), *jobs], check=True)
+        beside_sources = ROOT / "hymba_ops" / library.name
+        if library != beside_sources:
+            # Replaced, not overwritten: a process that has the old one loaded keeps it.
+            temporary = beside_sources.with_suffix(".new")
+            shutil.copy2(library, temporary)
+            temporary.replace(beside_sources)
+
+
+setup(
+    ext_modules=[Extension("hymba_ops._C", sources=[], py_limited_api=True)],
+    cmdclass={"build_ext": BuildWithNinja},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)
