@@ -1,7 +1,8 @@
 """Builds hymba_ops/_C.abi3.so: every back end in one shared object, against torch's stable ABI.
 
-CPU kernels are compiled once per instruction set, CUDA kernels by nvcc where there is one; ninja runs it all. Environment:
-HYMBA_OPS_CUDA=0 leaves the CUDA kernels out, HYMBA_OPS_CUDA=1 demands them; CUDA_HOME finds nvcc; MAX_JOBS limits ninja.
+CPU kernels are compiled once per instruction set, CUDA kernels by nvcc where there is one; ninja runs it all.
+Environment: HYMBA_OPS_CUDA=0 leaves the CUDA kernels out, HYMBA_OPS_CUDA=1 demands them; CUDA_HOME finds nvcc;
+MAX_JOBS limits ninja.
 """
 
 import os
@@ -49,17 +50,24 @@ def ninja_file(build_dir: Path, library: Path, nvcc: Path | None) -> str:
 
     includes = " ".join(f"-isystem {path}" for path in include_paths())
     common = f"-std=c++20 -O3 -fPIC -fvisibility=hidden -Wall -I{ROOT}/csrc"
-    maths = "-ffp-contract=fast -fno-math-errno -fno-trapping-math -Wno-psabi -Wno-maybe-uninitialized -Wno-uninitialized"
+    maths = (
+        "-ffp-contract=fast -fno-math-errno -fno-trapping-math -Wno-psabi -Wno-maybe-uninitialized -Wno-uninitialized"
+    )
     cuda_flags, cuda_link = "", ""
     if nvcc:
         cuda_root = nvcc.parent.parent
-        cuda_flags = f"-DHYMBA_WITH_CUDA -DHYMBA_CUDA_ARCHITECTURES='\"{CUDA_ARCHITECTURES}\"' -isystem {cuda_root}/include"
+        cuda_flags = (
+            f"-DHYMBA_WITH_CUDA -DHYMBA_CUDA_ARCHITECTURES='\"{CUDA_ARCHITECTURES}\"' -isystem {cuda_root}/include"
+        )
         cuda_link = f"-L{cuda_root}/lib64 -lcudart_static -lrt -lpthread"
+    torch_flags = f"-DTORCH_TARGET_VERSION={STABLE_ABI_2_11} {includes}"
+    torch_link = f"-L{Path(torch.__file__).parent}/lib -ltorch_cpu"
+    tail = "-MMD -MF $out.d -c $in -o $out"
     rules = {
-        "torch_side": f"$cxx {common} -DTORCH_TARGET_VERSION={STABLE_ABI_2_11} {includes} {cuda_flags} -MMD -MF $out.d -c $in -o $out",
-        "cpu_kernel": f"$cxx {common} {maths} -DHYMBA_ISA=$isa $isa_flags -MMD -MF $out.d -c $in -o $out",
-        "cuda_kernel": f"{nvcc} -std=c++20 -O3 -I{ROOT}/csrc -Xcompiler -fPIC,-fvisibility=hidden $gencode -MMD -MF $out.d -c $in -o $out",
-        "link": f"$cxx -shared -o $out $in -L{Path(torch.__file__).parent}/lib -ltorch_cpu {cuda_link} -ldl -Wl,--exclude-libs,ALL",
+        "torch_side": f"$cxx {common} {torch_flags} {cuda_flags} {tail}",
+        "cpu_kernel": f"$cxx {common} {maths} -DHYMBA_ISA=$isa $isa_flags {tail}",
+        "cuda_kernel": f"{nvcc} -std=c++20 -O3 -I{ROOT}/csrc -Xcompiler -fPIC,-fvisibility=hidden $gencode {tail}",
+        "link": f"$cxx -shared -o $out $in {torch_link} {cuda_link} -ldl -Wl,--exclude-libs,ALL",
     }
     lines = [f"cxx = {os.environ.get('CXX', 'g++')}"]
     for name, command in rules.items():

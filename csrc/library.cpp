@@ -1,8 +1,8 @@
 // Every op's schema and the back ends it has: the table of contents of csrc.
 //
 // Op X has its parameter struct, checks and allocation in ops/X.h and ops/X.cpp, its kernels in cpu/X.cpp and
-// cuda/X.cu, its fake kernel and Python function in hymba_ops/_ops.py and hymba_ops/functional.py, its reference in
-// python_reference/, its tests in tests/test_X.py.
+// cuda/X.cu, its fake kernel and Python function in hymba_ops/_ops.py and hymba_ops/functional.py, its
+// reference in python_reference/, its tests in tests/test_X.py.
 #include <torch/csrc/stable/library.h>
 
 #include "ops/ops.h"
@@ -11,31 +11,38 @@ STABLE_TORCH_LIBRARY(hymba_ops, m) {
   // Attention branch. lse is empty unless asked for.
   m.def(
       "attention(Tensor q, Tensor k, Tensor v, int? window, int num_meta, float? scale, Tensor? meta_k, "
-      "Tensor? meta_v, Tensor? cu_seqlens, Tensor? cu_seqlens_k, bool return_lse) -> (Tensor out, Tensor lse)");
+      "Tensor? meta_v, Tensor? cu_seqlens, Tensor? cu_seqlens_k, bool return_lse) -> (Tensor out, Tensor "
+      "lse)");
   m.def("rotary(Tensor x, Tensor positions, Tensor inv_freq) -> Tensor");
 
   // SSM branch. Final states and checkpoints (the state before every 64th token) are empty unless asked for.
   m.def(
-      "causal_conv1d(Tensor x, Tensor weight, Tensor? bias, bool silu, Tensor? initial_state, Tensor? cu_seqlens, "
+      "causal_conv1d(Tensor x, Tensor weight, Tensor? bias, bool silu, Tensor? initial_state, Tensor? "
+      "cu_seqlens, "
       "bool return_final_state) -> (Tensor out, Tensor final_state)");
   m.def(
-      "selective_scan(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias, "
-      "bool dt_softplus, Tensor? initial_state, Tensor? cu_seqlens, bool return_final_state, bool save_checkpoints) "
+      "selective_scan(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? "
+      "dt_bias, "
+      "bool dt_softplus, Tensor? initial_state, Tensor? cu_seqlens, bool return_final_state, bool "
+      "save_checkpoints) "
       "-> (Tensor out, Tensor final_state, Tensor checkpoints)");
 
   // One step of the SSM branch: states change in place.
   m.def(
-      "causal_conv1d_update(Tensor x, Tensor(a!) state, Tensor weight, Tensor? bias, bool silu, Tensor? slots_in, "
+      "causal_conv1d_update(Tensor x, Tensor(a!) state, Tensor weight, Tensor? bias, bool silu, Tensor? "
+      "slots_in, "
       "Tensor? slots_out) -> Tensor");
   m.def(
-      "selective_state_update(Tensor(a!) state, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, "
+      "selective_state_update(Tensor(a!) state, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? "
+      "D, "
       "Tensor? z, Tensor? dt_bias, bool dt_softplus, Tensor? slots_in, Tensor? slots_out) -> Tensor");
 
   // Join.
   m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
   m.def("norm_average(Tensor attn, Tensor ssm, Tensor attn_weight, Tensor ssm_weight, float eps) -> Tensor");
   m.def(
-      "norm_average_project(Tensor attn, Tensor ssm, Tensor attn_weight, Tensor ssm_weight, Tensor proj_weight, "
+      "norm_average_project(Tensor attn, Tensor ssm, Tensor attn_weight, Tensor ssm_weight, Tensor "
+      "proj_weight, "
       "float eps) -> Tensor");
 
   m.def("build_info() -> str");

@@ -5,6 +5,7 @@ Fake kernels know shapes and dtypes only; the checks are the C++ ops' own and ra
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -45,6 +46,26 @@ def build_info() -> dict[str, str]:
 # ---- Fake kernels ----
 
 
+def _fake(name: str) -> Callable[[Callable[..., Any]], None]:
+    """Registers the fake kernel of an op, with the one check that the C++ op cannot make: torch sends a mix with a
+    tensor of the meta device here."""
+
+    def register(kernel: Callable[..., Any]) -> None:
+        names = list(inspect.signature(kernel).parameters)
+
+        def fake(*args: Any) -> Any:
+            tensors = [(n, a) for n, a in zip(names, args, strict=True) if isinstance(a, Tensor)]
+            first, like = tensors[0]
+            for n, tensor in tensors[1:]:
+                if tensor.device != like.device:
+                    raise ValueError(f"{name}: {n} must be on {first}'s device {like.device}, got {tensor.device}")
+            return kernel(*args)
+
+        torch.library.register_fake(f"hymba_ops::{name}", fake)
+
+    return register
+
+
 def _state_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
@@ -53,28 +74,24 @@ def _sequences(x: Tensor, cu_seqlens: Tensor | None) -> int:
     return x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
 
 
-@torch.library.register_fake("hymba_ops::attention")
+@_fake("attention")
 def _attention(q, k, v, window, num_meta, scale, meta_k, meta_v, cu_seqlens, cu_seqlens_k, return_lse):
     out = q.new_empty((*q.shape[:3], v.shape[3]))
-    return out, q.new_empty(q.shape[:3] if return_lse else (0,), dtype=_lse_dtype(q))
+    return out, q.new_empty(q.shape[:3] if return_lse else (0,), dtype=_state_dtype(q))
 
 
-def _lse_dtype(q: Tensor) -> torch.dtype:
-    return _state_dtype(q)
-
-
-@torch.library.register_fake("hymba_ops::rotary")
+@_fake("rotary")
 def _rotary(x, positions, inv_freq):
     return x.new_empty(x.shape)
 
 
-@torch.library.register_fake("hymba_ops::causal_conv1d")
+@_fake("causal_conv1d")
 def _causal_conv1d(x, weight, bias, silu, initial_state, cu_seqlens, return_final_state):
     state_shape = (_sequences(x, cu_seqlens), weight.shape[1] - 1, x.shape[2])
     return x.new_empty(x.shape), x.new_empty(state_shape if return_final_state else (0,))
 
 
-@torch.library.register_fake("hymba_ops::selective_scan")
+@_fake("selective_scan")
 def _selective_scan(
     x, dt, A, B, C, D, z, dt_bias, dt_softplus, initial_state, cu_seqlens, return_final_state, save_checkpoints
 ):
@@ -91,27 +108,27 @@ def _selective_scan(
     )
 
 
-@torch.library.register_fake("hymba_ops::causal_conv1d_update")
+@_fake("causal_conv1d_update")
 def _causal_conv1d_update(x, state, weight, bias, silu, slots_in, slots_out):
     return x.new_empty(x.shape)
 
 
-@torch.library.register_fake("hymba_ops::selective_state_update")
+@_fake("selective_state_update")
 def _selective_state_update(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, slots_in, slots_out):
     return x.new_empty(x.shape)
 
 
-@torch.library.register_fake("hymba_ops::rms_norm")
+@_fake("rms_norm")
 def _rms_norm(x, weight, eps):
     return x.new_empty(x.shape)
 
 
-@torch.library.register_fake("hymba_ops::norm_average")
+@_fake("norm_average")
 def _norm_average(attn, ssm, attn_weight, ssm_weight, eps):
     return attn.new_empty(attn.shape)
 
 
-@torch.library.register_fake("hymba_ops::norm_average_project")
+@_fake("norm_average_project")
 def _norm_average_project(attn, ssm, attn_weight, ssm_weight, proj_weight, eps):
     return attn.new_empty((*attn.shape[:-1], proj_weight.shape[0]))
 

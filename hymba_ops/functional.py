@@ -1,7 +1,8 @@
 """The kernels as functions. Layouts are token-major; B batch, T tokens, C channels, N states, H heads, D head dim.
 
-All take float32, bfloat16 and float16 tensors (float64 for checks on the CPU) with a contiguous last dimension; other strides are
-read in place. Wrong shapes, dtypes, devices or values raise ValueError, arguments that are not tensors TypeError.
+All take float32, bfloat16 and float16 tensors (float64 for checks on the CPU) with a contiguous last dimension; other
+strides are read in place. Wrong shapes, dtypes, devices or values raise ValueError, arguments that are not tensors
+TypeError.
 """
 
 from __future__ import annotations
@@ -198,9 +199,7 @@ def selective_state_update(
         x's shape and dtype.
     """
     _refuse_grad("selective_state_update", state=state, x=x, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias)
-    return _ops.call(
-        "selective_state_update", state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, slots_in, slots_out
-    )
+    return _ops.call("selective_state_update", state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, slots_in, slots_out)
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-6) -> Tensor:
@@ -216,9 +215,7 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-6) -> Tensor:
     return _ops.call("rms_norm", x, weight, eps)
 
 
-def norm_average(
-    attn: Tensor, ssm: Tensor, attn_weight: Tensor, ssm_weight: Tensor, *, eps: float = 1e-6
-) -> Tensor:
+def norm_average(attn: Tensor, ssm: Tensor, attn_weight: Tensor, ssm_weight: Tensor, *, eps: float = 1e-6) -> Tensor:
     """(rms_norm(attn) * attn_weight + rms_norm(ssm) * ssm_weight) / 2: how Hymba joins its branches (arXiv 2411.13676).
 
     Args:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -11,7 +13,8 @@ DTYPES = [
     pytest.param(torch.float16, id="fp16"),
     pytest.param(torch.float64, id="fp64"),
 ]
-DEVICE = "cpu"
+# The device that the kernel tests run on; tools/gpu_check.sh sets "cuda".
+DEVICE = os.environ.get("HYMBA_OPS_TEST_DEVICE", "cpu")
 
 
 def randn(*shape, dtype=torch.float32, seed=0, scale=1.0):

@@ -17,14 +17,22 @@ std::string shape_text(const Tensor& t) {
 
 std::string dtype_name(const Tensor& t) {
   switch (t.scalar_type()) {
-    case ScalarType::Float: return "float32";
-    case ScalarType::Double: return "float64";
-    case ScalarType::BFloat16: return "bfloat16";
-    case ScalarType::Half: return "float16";
-    case ScalarType::Int: return "int32";
-    case ScalarType::Long: return "int64";
-    case ScalarType::Bool: return "bool";
-    default: return concat(torch::headeronly::toString(t.scalar_type()));
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Bool:
+      return "bool";
+    default:
+      return concat(torch::headeronly::toString(t.scalar_type()));
   }
 }
 
@@ -36,11 +44,16 @@ std::string device_name(const Tensor& t) {
 
 static std::optional<DType> find_dtype(const Tensor& t) {
   switch (t.scalar_type()) {
-    case ScalarType::Float: return DType::f32;
-    case ScalarType::Double: return DType::f64;
-    case ScalarType::BFloat16: return DType::bf16;
-    case ScalarType::Half: return DType::f16;
-    default: return std::nullopt;
+    case ScalarType::Float:
+      return DType::f32;
+    case ScalarType::Double:
+      return DType::f64;
+    case ScalarType::BFloat16:
+      return DType::bf16;
+    case ScalarType::Half:
+      return DType::f16;
+    default:
+      return std::nullopt;
   }
 }
 
@@ -55,11 +68,13 @@ void Check::fail(const char* name, const std::string& expected, const std::strin
 }
 
 void Check::floating(const char* name, const Tensor& t) const {
-  that(t.layout() == torch::headeronly::Layout::Strided, name, "be a strided (dense) tensor", "another layout");
+  that(t.layout() == torch::headeronly::Layout::Strided, name, "be a strided (dense) tensor",
+       "another layout");
   that(find_dtype(t).has_value(), name, "be float16, bfloat16, float32 or float64", dtype_name(t));
   const int64_t last = t.dim() - 1;
   if (last >= 0 && t.size(last) > 1)
-    that(t.stride(last) == 1, name, "have a contiguous last dimension (stride 1)", concat("stride ", t.stride(last)));
+    that(t.stride(last) == 1, name, "have a contiguous last dimension (stride 1)",
+         concat("stride ", t.stride(last)));
 }
 
 void Check::same_device(const char* name, const Tensor& t, const char* like_name, const Tensor& like) const {
@@ -74,7 +89,8 @@ void Check::same_type(const char* name, const Tensor& t, const char* like_name, 
   floating(name, t);
 }
 
-void Check::same_type_or_f32(const char* name, const Tensor& t, const char* like_name, const Tensor& like) const {
+void Check::same_type_or_f32(const char* name, const Tensor& t, const char* like_name,
+                             const Tensor& like) const {
   same_device(name, t, like_name, like);
   that(t.scalar_type() == like.scalar_type() || t.scalar_type() == ScalarType::Float, name,
        concat("have ", like_name, "'s dtype ", dtype_name(like), " or float32"), dtype_name(t));
@@ -95,7 +111,8 @@ void Check::int32(const char* name, const Tensor& t, const char* like_name, cons
   that(t.scalar_type() == ScalarType::Int, name, "be int32", dtype_name(t));
   const int64_t last = t.dim() - 1;
   if (last >= 0 && t.size(last) > 1)
-    that(t.stride(last) == 1, name, "have a contiguous last dimension (stride 1)", concat("stride ", t.stride(last)));
+    that(t.stride(last) == 1, name, "have a contiguous last dimension (stride 1)",
+         concat("stride ", t.stride(last)));
 }
 
 void Check::shape(const char* name, const Tensor& t, const char* meaning,
@@ -131,7 +148,8 @@ int64_t Check::cu_seqlens(const char* name, const Tensor& t, const char* like_na
   const int64_t count = t.size(0) - 1;
   if (!t.is_cpu() && !device_checks_wanted()) return count;
 
-  const Tensor host = t.is_cpu() ? t : torch::stable::to(t, torch::stable::Device(torch::headeronly::DeviceType::CPU));
+  const Tensor host =
+      t.is_cpu() ? t : torch::stable::to(t, torch::stable::Device(torch::headeronly::DeviceType::CPU));
   const int32_t* starts = host.const_data_ptr<int32_t>();
   that(starts[0] == 0, name, "start at 0", concat(starts[0]));
   for (int64_t i = 0; i < count; ++i)

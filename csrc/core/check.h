@@ -56,12 +56,13 @@ class Check {
   void same_device(const char* name, const Tensor& t, const char* like_name, const Tensor& like) const;
 
   // Sizes must equal `sizes` where those are not kAnySize. `meaning` names the dimensions: "[B, T, C]".
-  void shape(const char* name, const Tensor& t, const char* meaning, std::initializer_list<int64_t> sizes) const;
+  void shape(const char* name, const Tensor& t, const char* meaning,
+             std::initializer_list<int64_t> sizes) const;
   void rank_between(const char* name, const Tensor& t, int64_t lowest, int64_t highest) const;
 
-  // Packed boundaries: int32 [n + 1] on x's device, 0 = first <= ... <= last <= total. Values are read here for CPU
-  // tensors, and for CUDA tensors when HYMBA_OPS_CHECK=1 (with a sync); CUDA kernels clamp them in any case.
-  // Returns the number of sequences.
+  // Packed boundaries: int32 [n + 1] on x's device, 0 = first <= ... <= last <= total. Values are read here
+  // for CPU tensors, and for CUDA tensors when HYMBA_OPS_CHECK=1 (with a sync); CUDA kernels clamp them in
+  // any case. Returns the number of sequences.
   int64_t cu_seqlens(const char* name, const Tensor& t, const char* like_name, const Tensor& like,
                      int64_t total) const;
 

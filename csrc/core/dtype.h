@@ -1,4 +1,5 @@
-// Storage types of the kernels, free of torch so that CPU kernels, CUDA kernels and the CMake build share them.
+// Storage types of the kernels, free of torch so that CPU kernels, CUDA kernels and the CMake build share
+// them.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -40,9 +41,15 @@ HYMBA_INLINE uint32_t float_to_bits(float x) {
   return bits;
 }
 
-HYMBA_INLINE float to_compute(float x) { return x; }
-HYMBA_INLINE double to_compute(double x) { return x; }
-HYMBA_INLINE float to_compute(bfloat16 x) { return bits_to_float(static_cast<uint32_t>(x.bits) << 16); }
+HYMBA_INLINE float to_compute(float x) {
+  return x;
+}
+HYMBA_INLINE double to_compute(double x) {
+  return x;
+}
+HYMBA_INLINE float to_compute(bfloat16 x) {
+  return bits_to_float(static_cast<uint32_t>(x.bits) << 16);
+}
 HYMBA_INLINE float to_compute(float16 x) {
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
   const uint32_t magnitude = static_cast<uint32_t>(x.bits & 0x7fffu) << 13;
@@ -54,8 +61,12 @@ HYMBA_INLINE float to_compute(float16 x) {
 }
 
 // Round to nearest, ties to even; NaN stays NaN.
-HYMBA_INLINE void from_compute(float& out, float x) { out = x; }
-HYMBA_INLINE void from_compute(double& out, double x) { out = x; }
+HYMBA_INLINE void from_compute(float& out, float x) {
+  out = x;
+}
+HYMBA_INLINE void from_compute(double& out, double x) {
+  out = x;
+}
 HYMBA_INLINE void from_compute(bfloat16& out, float x) {
   const uint32_t u = float_to_bits(x);
   const bool is_nan = (u & 0x7fffffffu) > 0x7f800000u;

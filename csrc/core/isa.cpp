@@ -19,9 +19,12 @@ static bool supported(Isa isa) {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
-    case Isa::avx512: return "avx512";
-    case Isa::avx2: return "avx2";
-    default: return "baseline";
+    case Isa::avx512:
+      return "avx512";
+    case Isa::avx2:
+      return "avx2";
+    default:
+      return "baseline";
   }
 }
 
@@ -37,8 +40,8 @@ static Isa choose_isa() {
   const char* wanted = std::getenv("HYMBA_OPS_CPU_ISA");
   for (Isa isa : {Isa::avx512, Isa::avx2, Isa::baseline})
     if (supported(isa) && (wanted == nullptr || std::string(wanted) == isa_name(isa))) return isa;
-  throw std::invalid_argument("HYMBA_OPS_CPU_ISA must name an instruction set that was built (" + built_isas() +
-                              ") and that this CPU has, got '" + wanted + "'");
+  throw std::invalid_argument("HYMBA_OPS_CPU_ISA must name an instruction set that was built (" +
+                              built_isas() + ") and that this CPU has, got '" + wanted + "'");
 }
 
 Isa selected_isa() {

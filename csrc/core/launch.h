@@ -23,8 +23,9 @@ void launch(const Tensor& like, const Params& params, void (*cpu_kernel)(const P
             std::type_identity_t<int (*)(const Params&, void*)> cuda_launch = nullptr) {
   if (like.is_cpu()) return cpu_kernel(params);
   if (cuda_launch == nullptr)
-    throw std::runtime_error("hymba_ops was built without CUDA kernels (no nvcc when it was installed): reinstall "
-                             "it where nvcc is on PATH, or move the tensors to the CPU");
+    throw std::runtime_error(
+        "hymba_ops was built without CUDA kernels (no nvcc when it was installed): reinstall "
+        "it where nvcc is on PATH, or move the tensors to the CPU");
   const torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
   check_cuda(cuda_launch(params, current_cuda_stream(like.get_device_index())));
 }

@@ -26,8 +26,8 @@ class WorkQueue {
 
 using WorkerFunction = void (*)(void* context, WorkQueue& queue);
 
-// Calls worker(context, queue) on one or more threads until the queue of `count` items is empty. `cost` is the
-// whole job's rough number of scalar operations: small jobs stay on the calling thread.
+// Calls worker(context, queue) on one or more threads until the queue of `count` items is empty. `cost` is
+// the whole job's rough number of scalar operations: small jobs stay on the calling thread.
 void run_workers(int64_t count, int64_t cost, WorkerFunction worker, void* context);
 
 // worker: void(WorkQueue&). Anything a worker allocates before its loop is its own.

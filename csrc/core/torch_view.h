@@ -19,10 +19,16 @@ inline RowView row_view(const Tensor& t) {
   return view;
 }
 
-inline void* data_or_null(const OptionalTensor& t) { return t ? t->data_ptr() : nullptr; }
+inline void* data_or_null(const OptionalTensor& t) {
+  return t ? t->data_ptr() : nullptr;
+}
 
-inline bool is_f32(const Tensor& t) { return t.scalar_type() == torch::headeronly::ScalarType::Float; }
-inline bool is_f32(const OptionalTensor& t) { return t && is_f32(*t); }
+inline bool is_f32(const Tensor& t) {
+  return t.scalar_type() == torch::headeronly::ScalarType::Float;
+}
+inline bool is_f32(const OptionalTensor& t) {
+  return t && is_f32(*t);
+}
 
 // Like torch.empty / torch.zeros with t's device; contiguous.
 inline Tensor new_tensor(const Tensor& t, std::initializer_list<int64_t> sizes,
@@ -34,7 +40,9 @@ inline Tensor new_zeros(const Tensor& t, std::initializer_list<int64_t> sizes,
   return torch::stable::new_zeros(t, {sizes.begin(), sizes.size()}, dtype);
 }
 // Contiguous, with t's shape, dtype and device.
-inline Tensor new_like(const Tensor& t) { return torch::stable::new_empty(t, t.sizes()); }
+inline Tensor new_like(const Tensor& t) {
+  return torch::stable::new_empty(t, t.sizes());
+}
 // x @ weight.T, by torch's GEMM
 inline Tensor linear(const Tensor& x, const Tensor& weight) {
   return torch::stable::matmul(x, torch::stable::transpose(weight, 0, 1));

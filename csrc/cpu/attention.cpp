@@ -1,9 +1,10 @@
-// attention on the CPU: online softmax over key tiles (FlashAttention, arXiv 2205.14135), one work item for the
-// queries of kRowTarget / group consecutive positions and all query heads that share a KV head.
+// attention on the CPU: online softmax over key tiles (FlashAttention, arXiv 2205.14135), one work item for
+// the queries of kRowTarget / group consecutive positions and all query heads that share a KV head.
 //
-// An item's rows (position major, head minor) are packed once, scaled by scale * log2(e), so that the softmax is
-// exp2. It then visits the keys that its queries see, in tiles of kKeyTile: first the always-visible prefix, then the
-// window. Per tile K is packed transposed and V plain, both in the compute type, and reused by all rows:
+// An item's rows (position major, head minor) are packed once, scaled by scale * log2(e), so that the softmax
+// is exp2. It then visits the keys that its queries see, in tiles of kKeyTile: first the always-visible
+// prefix, then the window. Per tile K is packed transposed and V plain, both in the compute type, and reused
+// by all rows:
 //     S = Q K^T   ->   mask (edge tiles only)   ->   P = exp2(S - max), row sums   ->   O = O * factor + P V
 // Tile sizes depend on nothing but the head counts, so a sequence's bits do not depend on its neighbours.
 #include "ops/attention.h"
@@ -69,8 +70,8 @@ struct Tiles {
 
 // K transposed to [Dk][kKeyTile] and V to [kKeyTile][Dv padded]; keys beyond `count` are zero.
 template <class T>
-static void pack_keys(const AttentionParams& p, const SequenceView& seq, int64_t kv_head, int64_t j0, int64_t count,
-                      Tiles<compute_t<T>>& tiles) {
+static void pack_keys(const AttentionParams& p, const SequenceView& seq, int64_t kv_head, int64_t j0,
+                      int64_t count, Tiles<compute_t<T>>& tiles) {
   using C = compute_t<T>;
   C row[kMaxHeadDim];
   for (int64_t j = 0; j < count; ++j) {
@@ -90,7 +91,8 @@ HYMBA_INLINE void mask_row(C* scores, const Mask& mask, int64_t i, int64_t j0, i
   using Int = std::conditional_t<sizeof(C) == 4, int32_t, int64_t>;
   using IntVector = Vec<Int>;
   const Int end = static_cast<Int>(at_most(i + 1, j1));
-  const Int window_begin = static_cast<Int>(mask.window == kNoWindow || mask.window > i ? 0 : i - mask.window);
+  const Int window_begin =
+      static_cast<Int>(mask.window == kNoWindow || mask.window > i ? 0 : i - mask.window);
   const Int num_meta = static_cast<Int>(mask.num_meta);
   IntVector j;
   for (int lane = 0; lane < kLanes<C>; ++lane) j[lane] = static_cast<Int>(j0 + lane);
@@ -146,8 +148,8 @@ static void load_queries(const AttentionParams& p, const Item& item, Tiles<compu
     C* q = &tiles.q[row * p.k_dim];
     if (t < item.count) {
       const int64_t head = item.kv_head * tiles.group + h;
-      copy_as_compute<T>(q, head_row<T>(p.q, item.seq.batch, item.seq.q_begin + item.first + t, head), p.k_dim,
-                         p.k_dim, scale);
+      copy_as_compute<T>(q, head_row<T>(p.q, item.seq.batch, item.seq.q_begin + item.first + t, head),
+                         p.k_dim, p.k_dim, scale);
     } else {
       for (int64_t d = 0; d < p.k_dim; ++d) q[d] = 0;
     }
@@ -163,16 +165,16 @@ static void visit_keys(const AttentionParams& p, const Item& item, int64_t j0, i
                        Tiles<compute_t<T>>& tiles) {
   const int64_t rows = round_up(item.count * tiles.group, kGemmRows);
   pack_keys<T>(p, item.seq, item.kv_head, j0, j1 - j0, tiles);
-  small_gemm<false>(tiles.q.get(), p.k_dim, tiles.keys.get(), kKeyTile, tiles.scores.get(), kKeyTile, rows, p.k_dim,
-                    kKeyTile);
-  const bool edge = j1 - j0 < kKeyTile ||
-                    !all_visible(p.mask, item.position, item.position + item.count, j0, j1);
+  small_gemm<false>(tiles.q.get(), p.k_dim, tiles.keys.get(), kKeyTile, tiles.scores.get(), kKeyTile, rows,
+                    p.k_dim, kKeyTile);
+  const bool edge =
+      j1 - j0 < kKeyTile || !all_visible(p.mask, item.position, item.position + item.count, j0, j1);
   for (int64_t row = 0; row < item.count * tiles.group; ++row) {
     if (edge) mask_row(&tiles.scores[row * kKeyTile], p.mask, item.position + row / tiles.group, j0, j1);
     softmax_row(tiles, row);
   }
-  small_gemm<true>(tiles.scores.get(), kKeyTile, tiles.values.get(), tiles.v_padded, tiles.out.get(), tiles.v_padded,
-                   rows, j1 - j0, tiles.v_padded);
+  small_gemm<true>(tiles.scores.get(), kKeyTile, tiles.values.get(), tiles.v_padded, tiles.out.get(),
+                   tiles.v_padded, rows, j1 - j0, tiles.v_padded);
 }
 
 template <class T>
@@ -238,9 +240,10 @@ static void run(const AttentionParams& p) {
       run_item<T>(p, item, tiles);
     }
   };
-  const int64_t keys = p.mask.window == kNoWindow ? p.k_len : at_most(p.k_len, p.mask.window + p.mask.num_meta);
-  parallel_work(first_tile[p.sequences] * p.kv_heads, p.batch * p.q_len * p.q_heads * (keys + 1) * (p.k_dim + p.v_dim),
-                worker);
+  const int64_t keys =
+      p.mask.window == kNoWindow ? p.k_len : at_most(p.k_len, p.mask.window + p.mask.num_meta);
+  parallel_work(first_tile[p.sequences] * p.kv_heads,
+                p.batch * p.q_len * p.q_heads * (keys + 1) * (p.k_dim + p.v_dim), worker);
 }
 
 void attention(const AttentionParams& params) {

@@ -26,9 +26,15 @@ class Scratch {
   C* data_;
 };
 
-constexpr int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
-constexpr int64_t divide_up(int64_t x, int64_t y) { return (x + y - 1) / y; }
-HYMBA_INLINE int64_t at_most(int64_t x, int64_t limit) { return x < limit ? x : limit; }
+constexpr int64_t round_up(int64_t x, int64_t multiple) {
+  return (x + multiple - 1) / multiple * multiple;
+}
+constexpr int64_t divide_up(int64_t x, int64_t y) {
+  return (x + y - 1) / y;
+}
+HYMBA_INLINE int64_t at_most(int64_t x, int64_t limit) {
+  return x < limit ? x : limit;
+}
 
 // out[i] = scale * (float or double) in[i] for i < n, and 0 up to n_padded.
 template <class T>
@@ -45,17 +51,22 @@ HYMBA_INLINE void copy_as_compute(compute_t<T>* out, const T* in, int64_t n, int
 template <class Body>
 HYMBA_INLINE void with_dtype(DType dtype, const Body& body) {
   switch (dtype) {
-    case DType::f32: return body(float{});
-    case DType::bf16: return body(bfloat16{});
-    case DType::f16: return body(float16{});
-    case DType::f64: return body(double{});
+    case DType::f32:
+      return body(float{});
+    case DType::bf16:
+      return body(bfloat16{});
+    case DType::f16:
+      return body(float16{});
+    case DType::f64:
+      return body(double{});
   }
 }
 
 // A parameter vector that has x's dtype T or is float32 (norm weights, D, dt bias): its `count` values as
 // compute_t<T>, zero up to `padded`.
 template <class T>
-HYMBA_INLINE void load_parameter(compute_t<T>* out, const void* data, bool is_f32, int64_t count, int64_t padded) {
+HYMBA_INLINE void load_parameter(compute_t<T>* out, const void* data, bool is_f32, int64_t count,
+                                 int64_t padded) {
   if constexpr (!std::is_same_v<T, float>) {
     if (is_f32) {
       const float* p = static_cast<const float*>(data);

@@ -1,4 +1,5 @@
-// norm_average on the CPU: one pass for both sums of squares, a second over the rows (then in L1) for the output.
+// norm_average on the CPU: one pass for both sums of squares, a second over the rows (then in L1) for the
+// output.
 #include "ops/norm_average.h"
 
 #include "cpu/kernel.h"

@@ -1,6 +1,6 @@
-// Vectors of float or double for the CPU kernels, in GCC/Clang vector extensions: + - * / and comparisons work on
-// them directly, a * b + c becomes a fused multiply-add where the instruction set has one, and the width follows
-// the flags that the file is compiled with. Only conversions and 2^n scaling use intrinsics.
+// Vectors of float or double for the CPU kernels, in GCC/Clang vector extensions: + - * / and comparisons
+// work on them directly, a * b + c becomes a fused multiply-add where the instruction set has one, and the
+// width follows the flags that the file is compiled with. Only conversions and 2^n scaling use intrinsics.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -89,8 +89,12 @@ HYMBA_INLINE Vec<double> load(const double* p) {
   memcpy(&v, p, sizeof v);
   return v;
 }
-HYMBA_INLINE void store(float* p, FloatVec v) { memcpy(p, &v, sizeof v); }
-HYMBA_INLINE void store(double* p, Vec<double> v) { memcpy(p, &v, sizeof v); }
+HYMBA_INLINE void store(float* p, FloatVec v) {
+  memcpy(p, &v, sizeof v);
+}
+HYMBA_INLINE void store(double* p, Vec<double> v) {
+  memcpy(p, &v, sizeof v);
+}
 
 HYMBA_INLINE FloatVec load(const bfloat16* p) {
   HalfVec h;
@@ -148,8 +152,9 @@ HYMBA_INLINE void store_n(T* p, Vec<compute_t<T>> v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
 
-// ---- Functions. float: polynomials, relative error of exp2 below 1.2e-7, of softplus and silu below 4e-7 where
-// the result is a normal number; NaN stays NaN. double: the library's, lane by lane (used for checks only). ----
+// ---- Functions. float: polynomials, relative error of exp2 below 1.2e-7, of softplus and silu below 4e-7
+// where the result is a normal number; NaN stays NaN. double: the library's, lane by lane (used for checks
+// only). ----
 
 template <class F>
 HYMBA_INLINE Vec<double> map_lanes(Vec<double> x, F f) {
@@ -215,8 +220,8 @@ HYMBA_INLINE Vec<double> exp(Vec<double> x) {
   return map_lanes(x, [](double v) { return ::exp(v); });
 }
 
-// log(1 + e^x) = max(x, 0) + log1p(u), u = e^-|x|, and log1p(u) = 2 atanh(u / (2 + u)): no cancellation anywhere,
-// so small results keep their relative precision.
+// log(1 + e^x) = max(x, 0) + log1p(u), u = e^-|x|, and log1p(u) = 2 atanh(u / (2 + u)): no cancellation
+// anywhere, so small results keep their relative precision.
 HYMBA_INLINE FloatVec softplus(FloatVec x) {
   const FloatVec zero = {};
   const FloatVec u = exp(x > zero ? -x : x);

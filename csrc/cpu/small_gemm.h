@@ -10,8 +10,8 @@ constexpr int64_t kGemmVectors = kVectorRegisters == 32 ? 4 : 2;
 
 // out[r][c] (+)= sum over i < inner of a[r][i] * b[i][c] for kGemmRows rows and kVectors vectors of columns.
 template <int64_t kVectors, bool kAccumulate, class C>
-HYMBA_INLINE void gemm_block(const C* a, int64_t a_stride, const C* b, int64_t b_stride, C* out, int64_t out_stride,
-                             int64_t inner) {
+HYMBA_INLINE void gemm_block(const C* a, int64_t a_stride, const C* b, int64_t b_stride, C* out,
+                             int64_t out_stride, int64_t inner) {
   constexpr int64_t lanes = kLanes<C>;
   Vec<C> sums[kGemmRows][kVectors];
 #pragma GCC unroll 8
@@ -34,8 +34,8 @@ HYMBA_INLINE void gemm_block(const C* a, int64_t a_stride, const C* b, int64_t b
     for (int64_t v = 0; v < kVectors; ++v) store(out + r * out_stride + v * lanes, sums[r][v]);
 }
 
-// The same for `rows`, a multiple of kGemmRows, and `columns`, a multiple of the vector length. Column blocks are the
-// outer loop: a block of b stays in L1 while all rows pass.
+// The same for `rows`, a multiple of kGemmRows, and `columns`, a multiple of the vector length. Column blocks
+// are the outer loop: a block of b stays in L1 while all rows pass.
 template <bool kAccumulate, class C>
 static void small_gemm(const C* a, int64_t a_stride, const C* b, int64_t b_stride, C* out, int64_t out_stride,
                        int64_t rows, int64_t inner, int64_t columns) {
@@ -43,12 +43,12 @@ static void small_gemm(const C* a, int64_t a_stride, const C* b, int64_t b_strid
   int64_t c = 0;
   for (; c + block <= columns; c += block)
     for (int64_t r = 0; r < rows; r += kGemmRows)
-      gemm_block<kGemmVectors, kAccumulate>(a + r * a_stride, a_stride, b + c, b_stride, out + r * out_stride + c,
-                                            out_stride, inner);
+      gemm_block<kGemmVectors, kAccumulate>(a + r * a_stride, a_stride, b + c, b_stride,
+                                            out + r * out_stride + c, out_stride, inner);
   for (; c < columns; c += kLanes<C>)
     for (int64_t r = 0; r < rows; r += kGemmRows)
-      gemm_block<1, kAccumulate>(a + r * a_stride, a_stride, b + c, b_stride, out + r * out_stride + c, out_stride,
-                                 inner);
+      gemm_block<1, kAccumulate>(a + r * a_stride, a_stride, b + c, b_stride, out + r * out_stride + c,
+                                 out_stride, inner);
 }
 
 }  // namespace hymba::cpu::HYMBA_ISA

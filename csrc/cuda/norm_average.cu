@@ -1,7 +1,7 @@
 // norm_average on the GPU: one block a row, both sums of squares in one pass, the output in a second.
 //
-// Bound by bytes: 2 rows in, 1 out (19.2 KB a token at D = 3200, bf16). The second pass finds its rows in L1. Rows are
-// read in 16-byte vectors where base and strides allow, else element by element.
+// Bound by bytes: 2 rows in, 1 out (19.2 KB a token at D = 3200, bf16). The second pass finds its rows in L1.
+// Rows are read in 16-byte vectors where base and strides allow, else element by element.
 #include <cuda_runtime.h>
 
 #include "core/dtype.h"
@@ -32,7 +32,8 @@ __device__ void load_vector(compute_t<T> (&out)[kVector<T>], const T* p, int64_t
 
 template <class T>
 __device__ compute_t<T> weight_at(const void* weight, bool is_f32, int64_t d) {
-  return is_f32 ? compute_t<T>(static_cast<const float*>(weight)[d]) : to_compute(static_cast<const T*>(weight)[d]);
+  return is_f32 ? compute_t<T>(static_cast<const float*>(weight)[d])
+                : to_compute(static_cast<const T*>(weight)[d]);
 }
 
 // The block's sum of `x`, in every thread. Two calls in a row need two `partial` arrays.
@@ -118,10 +119,14 @@ int launch_rows(const NormAverageParams& p, cudaStream_t stream) {
 int norm_average(const NormAverageParams& p, void* stream_handle) {
   const auto stream = static_cast<cudaStream_t>(stream_handle);
   switch (p.dtype) {
-    case DType::bf16: return launch_rows<bfloat16>(p, stream);
-    case DType::f16: return launch_rows<float16>(p, stream);
-    case DType::f32: return launch_rows<float>(p, stream);
-    case DType::f64: return launch_rows<double>(p, stream);
+    case DType::bf16:
+      return launch_rows<bfloat16>(p, stream);
+    case DType::f16:
+      return launch_rows<float16>(p, stream);
+    case DType::f32:
+      return launch_rows<float>(p, stream);
+    case DType::f64:
+      return launch_rows<double>(p, stream);
   }
   return cudaErrorInvalidValue;
 }

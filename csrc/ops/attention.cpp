@@ -10,7 +10,9 @@ namespace hymba {
 // Positions and windows fit in 32 bits with room for sums, on every back end.
 constexpr int64_t kMaxPosition = int64_t{1} << 30;
 
-static HeadsView heads_view(const Tensor& t) { return {t.data_ptr(), t.stride(0), t.stride(1), t.stride(2)}; }
+static HeadsView heads_view(const Tensor& t) {
+  return {t.data_ptr(), t.stride(0), t.stride(1), t.stride(2)};
+}
 static HeadsView meta_view(const OptionalTensor& t) {
   return t ? HeadsView{t->data_ptr(), 0, t->stride(0), t->stride(1)} : HeadsView{};
 }
@@ -32,8 +34,8 @@ static void check_heads(const Check& check, const Tensor& q, const Tensor& k, co
 }
 
 // Returns M, the number of separately given meta keys.
-static int64_t check_meta(const Check& check, const Tensor& q, const Tensor& k, const Tensor& v, int64_t num_meta,
-                          const OptionalTensor& meta_k, const OptionalTensor& meta_v) {
+static int64_t check_meta(const Check& check, const Tensor& q, const Tensor& k, const Tensor& v,
+                          int64_t num_meta, const OptionalTensor& meta_k, const OptionalTensor& meta_v) {
   check.that(num_meta >= 0 && num_meta <= kMaxPosition, "num_meta", "be at least 0", num_meta);
   check.that(meta_k.has_value() == meta_v.has_value(), meta_k ? "meta_v" : "meta_k",
              "be given together with the other one", "None");
@@ -47,8 +49,8 @@ static int64_t check_meta(const Check& check, const Tensor& q, const Tensor& k, 
 }
 
 // Returns the number of sequences.
-static int64_t check_lengths(const Check& check, const Tensor& q, const Tensor& k, const OptionalTensor& cu_seqlens,
-                             const OptionalTensor& cu_seqlens_k) {
+static int64_t check_lengths(const Check& check, const Tensor& q, const Tensor& k,
+                             const OptionalTensor& cu_seqlens, const OptionalTensor& cu_seqlens_k) {
   const int64_t B = q.size(0), T = q.size(1), S = k.size(1);
   if (!cu_seqlens) {
     check.that(!cu_seqlens_k, "cu_seqlens_k", "come with cu_seqlens", "cu_seqlens None");
@@ -65,19 +67,21 @@ static int64_t check_lengths(const Check& check, const Tensor& q, const Tensor& 
   check.that(sequences_k == sequences, "cu_seqlens_k", concat("have cu_seqlens' ", sequences + 1, " entries"),
              sequences_k + 1);
   if (!q.is_cpu()) return sequences;
-  const int32_t *q_start = cu_seqlens->const_data_ptr<int32_t>(), *k_start = cu_seqlens_k->const_data_ptr<int32_t>();
+  const int32_t *q_start = cu_seqlens->const_data_ptr<int32_t>(),
+                *k_start = cu_seqlens_k->const_data_ptr<int32_t>();
   for (int64_t s = 0; s < sequences; ++s)
-    check.that(k_start[s + 1] - k_start[s] >= q_start[s + 1] - q_start[s], "cu_seqlens_k",
-               concat("give sequence ", s, " at least its ", q_start[s + 1] - q_start[s], " queries' positions"),
-               k_start[s + 1] - k_start[s]);
+    check.that(
+        k_start[s + 1] - k_start[s] >= q_start[s + 1] - q_start[s], "cu_seqlens_k",
+        concat("give sequence ", s, " at least its ", q_start[s + 1] - q_start[s], " queries' positions"),
+        k_start[s + 1] - k_start[s]);
   return sequences;
 }
 
 std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Tensor& v,
-                                     std::optional<int64_t> window, int64_t num_meta, std::optional<double> scale,
-                                     const OptionalTensor& meta_k, const OptionalTensor& meta_v,
-                                     const OptionalTensor& cu_seqlens, const OptionalTensor& cu_seqlens_k,
-                                     bool return_lse) {
+                                     std::optional<int64_t> window, int64_t num_meta,
+                                     std::optional<double> scale, const OptionalTensor& meta_k,
+                                     const OptionalTensor& meta_v, const OptionalTensor& cu_seqlens,
+                                     const OptionalTensor& cu_seqlens_k, bool return_lse) {
   const Check check("attention");
   check_heads(check, q, k, v);
   if (window) check.that(*window >= 0, "window", "be at least 0, or None", *window);

@@ -5,13 +5,14 @@
 
 namespace hymba {
 
-Tensor norm_average(const Tensor& attn, const Tensor& ssm, const Tensor& attn_weight, const Tensor& ssm_weight,
-                    double eps) {
+Tensor norm_average(const Tensor& attn, const Tensor& ssm, const Tensor& attn_weight,
+                    const Tensor& ssm_weight, double eps) {
   const Check check("norm_average");
   check.floating("attn", attn);
   check.rank_between("attn", attn, 1, 4);
   check.same_type("ssm", ssm, "attn", attn);
-  check.that(shape_text(ssm) == shape_text(attn), "ssm", "have attn's shape " + shape_text(attn), shape_text(ssm));
+  check.that(shape_text(ssm) == shape_text(attn), "ssm", "have attn's shape " + shape_text(attn),
+             shape_text(ssm));
   const int64_t dim = attn.size(attn.dim() - 1);
   check.same_type_or_f32("attn_weight", attn_weight, "attn", attn);
   check.shape("attn_weight", attn_weight, "[D]", {dim});

@@ -1,4 +1,5 @@
-// norm_average: out = (rms_norm(attn) * attn_weight + rms_norm(ssm) * ssm_weight) / 2, over the last dimension.
+// norm_average: out = (rms_norm(attn) * attn_weight + rms_norm(ssm) * ssm_weight) / 2, over the last
+// dimension.
 #pragma once
 #include <cstdint>
 

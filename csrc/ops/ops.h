@@ -8,32 +8,32 @@
 namespace hymba {
 
 std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Tensor& v,
-                                     std::optional<int64_t> window, int64_t num_meta, std::optional<double> scale,
-                                     const OptionalTensor& meta_k, const OptionalTensor& meta_v,
-                                     const OptionalTensor& cu_seqlens, const OptionalTensor& cu_seqlens_k,
-                                     bool return_lse);
+                                     std::optional<int64_t> window, int64_t num_meta,
+                                     std::optional<double> scale, const OptionalTensor& meta_k,
+                                     const OptionalTensor& meta_v, const OptionalTensor& cu_seqlens,
+                                     const OptionalTensor& cu_seqlens_k, bool return_lse);
 Tensor rotary(const Tensor& x, const Tensor& positions, const Tensor& inv_freq);
 
-std::tuple<Tensor, Tensor> causal_conv1d(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, bool silu,
-                                         const OptionalTensor& initial_state, const OptionalTensor& cu_seqlens,
-                                         bool return_final_state);
-std::tuple<Tensor, Tensor, Tensor> selective_scan(const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B,
-                                                  const Tensor& C, const OptionalTensor& D, const OptionalTensor& z,
-                                                  const OptionalTensor& dt_bias, bool dt_softplus,
-                                                  const OptionalTensor& initial_state,
+std::tuple<Tensor, Tensor> causal_conv1d(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                                         bool silu, const OptionalTensor& initial_state,
+                                         const OptionalTensor& cu_seqlens, bool return_final_state);
+std::tuple<Tensor, Tensor, Tensor> selective_scan(const Tensor& x, const Tensor& dt, const Tensor& A,
+                                                  const Tensor& B, const Tensor& C, const OptionalTensor& D,
+                                                  const OptionalTensor& z, const OptionalTensor& dt_bias,
+                                                  bool dt_softplus, const OptionalTensor& initial_state,
                                                   const OptionalTensor& cu_seqlens, bool return_final_state,
                                                   bool save_checkpoints);
 
-Tensor causal_conv1d_update(const Tensor& x, Tensor state, const Tensor& weight, const OptionalTensor& bias, bool silu,
-                            const OptionalTensor& slots_in, const OptionalTensor& slots_out);
-Tensor selective_state_update(Tensor state, const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B,
-                              const Tensor& C, const OptionalTensor& D, const OptionalTensor& z,
-                              const OptionalTensor& dt_bias, bool dt_softplus, const OptionalTensor& slots_in,
-                              const OptionalTensor& slots_out);
+Tensor causal_conv1d_update(const Tensor& x, Tensor state, const Tensor& weight, const OptionalTensor& bias,
+                            bool silu, const OptionalTensor& slots_in, const OptionalTensor& slots_out);
+Tensor selective_state_update(Tensor state, const Tensor& x, const Tensor& dt, const Tensor& A,
+                              const Tensor& B, const Tensor& C, const OptionalTensor& D,
+                              const OptionalTensor& z, const OptionalTensor& dt_bias, bool dt_softplus,
+                              const OptionalTensor& slots_in, const OptionalTensor& slots_out);
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps);
-Tensor norm_average(const Tensor& attn, const Tensor& ssm, const Tensor& attn_weight, const Tensor& ssm_weight,
-                    double eps);
+Tensor norm_average(const Tensor& attn, const Tensor& ssm, const Tensor& attn_weight,
+                    const Tensor& ssm_weight, double eps);
 Tensor norm_average_project(const Tensor& attn, const Tensor& ssm, const Tensor& attn_weight,
                             const Tensor& ssm_weight, const Tensor& proj_weight, double eps);
 std::string build_info();

@@ -7,7 +7,8 @@ using namespace hymba;
 
 static long failures = 0;
 
-static void expect(bool ok, const char* what, const Mask& mask, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
+static void expect(bool ok, const char* what, const Mask& mask, int64_t i0, int64_t i1, int64_t j0,
+                   int64_t j1) {
   if (ok || ++failures > 20) return;
   std::printf("%s: window %ld, num_meta %ld, queries [%ld, %ld), keys [%ld, %ld)\n", what, long(mask.window),
               long(mask.num_meta), long(i0), long(i1), long(j0), long(j1));
@@ -22,13 +23,14 @@ static bool sees(const Mask& mask, int64_t i, int64_t j) {
 
 static void check_spans(const Mask& mask, int64_t i0, int64_t i1, int64_t keys) {
   const KeySpans s = key_spans(mask, i0, i1);
-  expect(0 <= s.prefix_end && s.prefix_end <= s.begin && s.begin <= s.end && s.end <= keys, "span order", mask, i0, i1,
-         s.begin, s.end);
+  expect(0 <= s.prefix_end && s.prefix_end <= s.begin && s.begin <= s.end && s.end <= keys, "span order",
+         mask, i0, i1, s.begin, s.end);
   for (int64_t j = 0; j < keys; ++j) {
     bool seen = false;
     for (int64_t i = i0; i < i1; ++i) seen = seen || sees(mask, i, j);
     const bool in_span = j < s.prefix_end || (j >= s.begin && j < s.end);
-    // Where the two spans were merged, keys between them may be visited for nothing; never the other way round.
+    // Where the two spans were merged, keys between them may be visited for nothing; never the other way
+    // round.
     expect(!seen || in_span, "a visible key lies in no span", mask, i0, i1, j, j + 1);
     const bool wasted = in_span && !seen;
     expect(!wasted, "a span holds a key that no query sees", mask, i0, i1, j, j + 1);
@@ -41,7 +43,8 @@ static void check_tiles(const Mask& mask, int64_t i0, int64_t i1, int64_t keys) 
       bool all = true;
       for (int64_t i = i0; i < i1; ++i)
         for (int64_t j = j0; j < j1; ++j) all = all && sees(mask, i, j);
-      // all_visible may miss a tile that straddles prefix and window; it must never claim one that is not whole.
+      // all_visible may miss a tile that straddles prefix and window; it must never claim one that is not
+      // whole.
       expect(!all_visible(mask, i0, i1, j0, j1) || all, "all_visible is wrong", mask, i0, i1, j0, j1);
       if (all && (mask.window == kNoWindow || j0 >= mask.num_meta || j1 <= mask.num_meta))
         expect(all_visible(mask, i0, i1, j0, j1), "all_visible misses a tile", mask, i0, i1, j0, j1);

@@ -24,7 +24,8 @@ static void check_function(const char* name, F f, G exact, double low, double hi
     for (int lane = 0; lane < kLanes<float>; ++lane) {
       const double expected = exact(static_cast<double>(x[lane]));
       if (std::fabs(expected) < 1.2e-38) continue;  // subnormal results keep fewer digits
-      expect(std::fabs(y[lane] - expected) <= allowed * std::fabs(expected), name, x[lane], y[lane], expected);
+      expect(std::fabs(y[lane] - expected) <= allowed * std::fabs(expected), name, x[lane], y[lane],
+             expected);
     }
   }
 }
@@ -44,8 +45,9 @@ static void check_functions() {
   const auto silu_ = [](FloatVec x) { return silu(x); };
   check_function("exp2", exp2_, [](double x) { return ::exp2(x); }, -126, 127.99, 1.2e-7);
   check_function("exp", exp_, [](double x) { return ::exp(x); }, -87, 88.7, 2.4e-7);
-  check_function("softplus", softplus_, [](double x) { return (x > 0 ? x : 0) + ::log1p(::exp(-std::fabs(x))); }, -87,
-                 100, 4e-7);
+  check_function(
+      "softplus", softplus_, [](double x) { return (x > 0 ? x : 0) + ::log1p(::exp(-std::fabs(x))); }, -87,
+      100, 4e-7);
   check_function("silu", silu_, [](double x) { return x / (1 + ::exp(-x)); }, -80, 100, 4e-7);
   check_value("exp2", exp2_, 0, 1);
   check_value("exp2", exp2_, -inf, 0);
@@ -73,14 +75,16 @@ static void check_conversions(const char* name) {
     store(out, v);
     for (int lane = 0; lane < kLanes<float>; ++lane) {
       const float scalar = to_compute(in[lane]), vector = v[lane];
-      expect(scalar == vector || (std::isnan(scalar) && std::isnan(vector)), name, in[lane].bits, vector, scalar);
+      expect(scalar == vector || (std::isnan(scalar) && std::isnan(vector)), name, in[lane].bits, vector,
+             scalar);
       T back;
       from_compute(back, scalar);
       if (std::isnan(scalar)) {
-        expect(std::isnan(to_compute(out[lane])) && std::isnan(to_compute(back)), name, in[lane].bits, 0, scalar);
+        expect(std::isnan(to_compute(out[lane])) && std::isnan(to_compute(back)), name, in[lane].bits, 0,
+               scalar);
       } else {
-        expect(out[lane].bits == in[lane].bits && back.bits == in[lane].bits, name, in[lane].bits, out[lane].bits,
-               in[lane].bits);
+        expect(out[lane].bits == in[lane].bits && back.bits == in[lane].bits, name, in[lane].bits,
+               out[lane].bits, in[lane].bits);
       }
     }
   }
@@ -100,7 +104,8 @@ static void check_rounding(const char* name) {
       T scalar, vector[kLanes<float>];
       from_compute(scalar, points[i]);
       store(vector, broadcast(points[i]));
-      expect(scalar.bits == expected[i] && vector[0].bits == expected[i], name, points[i], vector[0].bits, expected[i]);
+      expect(scalar.bits == expected[i] && vector[0].bits == expected[i], name, points[i], vector[0].bits,
+             expected[i]);
     }
   }
 }

@@ -1,5 +1,5 @@
-// Runs test_simd.cpp of the instruction set in HYMBA_OPS_CPU_ISA. One that this CPU lacks is reported and passes: its
-// kernels cannot be selected here either.
+// Runs test_simd.cpp of the instruction set in HYMBA_OPS_CPU_ISA. One that this CPU lacks is reported and
+// passes: its kernels cannot be selected here either.
 #include <cstdio>
 #include <stdexcept>
 
@@ -30,7 +30,9 @@ int main() {
     return 0;
   }
 #if defined(__x86_64__)
-  const int failures = isa == Isa::avx512 ? avx512::test_simd() : isa == Isa::avx2 ? avx2::test_simd() : baseline::test_simd();
+  const int failures = isa == Isa::avx512 ? avx512::test_simd()
+                       : isa == Isa::avx2 ? avx2::test_simd()
+                                          : baseline::test_simd();
 #else
   const int failures = baseline::test_simd();
 #endif

@@ -1,0 +1,261 @@
+"""attention against python_reference: every mask, layout, packing and size around its tiles."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import python_reference as reference
+from hymba_ops import functional as F
+
+from kernel_cases import DEVICE, DTYPES, LAYOUTS, cu_seqlens, dense, randn
+from tolerance import assert_close, check_against_reference
+
+KEY_TILE = 64  # csrc/cpu/attention.cpp
+QUERY_TILE = 32  # 160 rows / 5 heads a group
+
+
+def make_inputs(T, S=None, *, B=1, heads=(5, 1), dims=(16, 32), dtype=torch.float32, layout=dense, seed=0):
+    S = T if S is None else S
+    (Hq, Hkv), (Dk, Dv) = heads, dims
+    q = randn(B, T, Hq, Dk, dtype=dtype, seed=seed)
+    k = randn(B, S, Hkv, Dk, dtype=dtype, seed=seed + 1)
+    v = randn(B, S, Hkv, Dv, dtype=dtype, seed=seed + 2)
+    return layout(q), layout(k), layout(v)
+
+
+def check(*args, dtype, **kwargs):
+    return check_against_reference(
+        F.attention, reference.attention, *args, dtype=dtype, names=("out", "lse"), return_lse=True, **kwargs
+    )
+
+
+MASKS = [
+    pytest.param({}, id="global"),
+    pytest.param({"window": 16, "num_meta": 8}, id="window16-meta8"),
+    pytest.param({"window": 0, "num_meta": 0}, id="window0"),
+    pytest.param({"window": 70, "num_meta": 130}, id="window70-meta130"),
+    pytest.param({"window": 5, "num_meta": 1000}, id="meta-beyond-S"),
+    pytest.param({"window": 10**12, "num_meta": 3}, id="window-huge"),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("mask", MASKS)
+def test_matches_reference(mask, layout, dtype):
+    check(*make_inputs(150, B=2, dtype=dtype, layout=layout), dtype=dtype, **mask)
+
+
+@pytest.mark.parametrize("heads", [(1, 1), (4, 4), (6, 2), (25, 5), (200, 1)], ids=lambda h: f"heads{h[0]}over{h[1]}")
+@pytest.mark.parametrize(
+    "dims", [(64, 128), (1, 1), (17, 33), (256, 256), (7, 250)], ids=lambda d: f"dims{d[0]}x{d[1]}"
+)
+def test_heads_and_dims(heads, dims):
+    check(*make_inputs(37, heads=heads, dims=dims), dtype=torch.float32, window=9, num_meta=4)
+
+
+@pytest.mark.parametrize(
+    "T", [1, 2, QUERY_TILE - 1, QUERY_TILE, QUERY_TILE + 1, KEY_TILE - 1, KEY_TILE, KEY_TILE + 1, 129]
+)
+@pytest.mark.parametrize("num_meta", [0, 1, KEY_TILE - 1, KEY_TILE, KEY_TILE + 1])
+def test_sizes_around_tiles(T, num_meta):
+    check(*make_inputs(T), dtype=torch.float32, window=KEY_TILE - 2, num_meta=num_meta)
+
+
+@pytest.mark.parametrize("window", [None, KEY_TILE - 1, KEY_TILE, KEY_TILE + 1])
+@pytest.mark.parametrize("T,S", [(1, 1), (1, 200), (16, 200), (33, 97), (0, 5)], ids=lambda n: str(n))
+def test_fewer_queries_than_keys(T, S, window):
+    """Chunked prefill and decode: the queries are the last T of the S positions."""
+    check(*make_inputs(T, S, B=2), dtype=torch.float32, window=window, num_meta=3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_separate_meta_keys_equal_concatenated_ones(dtype):
+    q, k, v = make_inputs(90, B=2, heads=(10, 2), dtype=dtype)
+    meta_k, meta_v = randn(13, 2, 16, dtype=dtype, seed=7), randn(13, 2, 32, dtype=dtype, seed=8)
+    out, lse = check(q, k, v, dtype=dtype, window=20, meta_k=meta_k, meta_v=meta_v)
+    both_k, both_v = (torch.cat([m.expand(2, -1, -1, -1), x], 1) for m, x in ((meta_k, k), (meta_v, v)))
+    joined = F.attention(q, both_k, both_v, window=20, num_meta=13, return_lse=True)
+    assert torch.equal(out, joined[0]) and torch.equal(lse, joined[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_packed_matches_reference(layout, dtype):
+    starts = cu_seqlens(70, 0, 1, 33)
+    q, k, v = make_inputs(110, dtype=dtype, layout=layout)  # 6 rows belong to no sequence
+    out, lse = check(q, k, v, dtype=dtype, window=20, num_meta=5, cu_seqlens=starts)
+    assert (out[:, 104:] == 0).all() and (lse[:, 104:] == 0).all()
+
+
+@pytest.mark.parametrize("meta", [False, True], ids=["num_meta", "separate-meta"])
+def test_packed_equals_singles_bitwise(meta):
+    lengths_q, lengths_k = (40, 0, 7, 100), (40, 3, 90, 100)
+    q, k, v = make_inputs(147, 233, heads=(10, 2))
+    extra = {"meta_k": randn(9, 2, 16, seed=5), "meta_v": randn(9, 2, 32, seed=6)} if meta else {"num_meta": 9}
+    starts_q, starts_k = cu_seqlens(*lengths_q), cu_seqlens(*lengths_k)
+    packed = F.attention(q, k, v, window=30, cu_seqlens=starts_q, cu_seqlens_k=starts_k, **extra)
+    for i in range(len(lengths_q)):
+        rows_q, rows_k = slice(*starts_q[i : i + 2].tolist()), slice(*starts_k[i : i + 2].tolist())
+        single = F.attention(q[:, rows_q], k[:, rows_k], v[:, rows_k], window=30, **extra)
+        assert torch.equal(packed[:, rows_q], single)
+
+
+def test_neighbours_do_not_matter():
+    """NaN in the next packed sequence, and in the next row of the batch, never reaches this one."""
+    q, k, v = make_inputs(80)
+    clean = F.attention(q[:, :50], k[:, :50], v[:, :50], window=10)
+    for x in (q, k, v):
+        x[:, 50:] = float("nan")
+    packed = F.attention(q, k, v, window=10, cu_seqlens=cu_seqlens(50, 30))
+    assert torch.equal(packed[:, :50], clean)
+    assert packed[:, 50:].isnan().all()
+
+
+@pytest.mark.parametrize("where", ["q", "k", "v"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
+def test_nan_and_inf_stand_where_the_reference_has_them(where, value):
+    q, k, v = make_inputs(100)
+    # In key 0 of the prefix, which all queries see: elsewhere a plain masked product spreads 0 * NaN to the others.
+    if where == "q":
+        q[:, 60, 2, 3] = value
+    elif where == "k":
+        k[:, 0, 0, 3] = value
+    else:
+        v[:, 0, 0, 3] = value
+    check(q, k, v, dtype=torch.float32, window=10, num_meta=4)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.5, 3.0, 40.0])
+def test_scale(scale):
+    check(*make_inputs(70), dtype=torch.float32, window=20, num_meta=2, scale=scale)
+
+
+def test_large_scores():
+    q, k, v = make_inputs(70)
+    check(q * 1e4, k * 1e4, v, dtype=torch.float32)
+
+
+def test_threads_do_not_change_bits():
+    q, k, v = make_inputs(300, heads=(10, 2), dims=(64, 128))
+    results = []
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(F.attention(q, k, v, window=100, num_meta=20))
+    torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+def test_empty_batch():
+    q, k, v = make_inputs(5, B=0)
+    assert F.attention(q, k, v).shape == (0, 5, 5, 32)
+
+
+OPCHECK_CASES = [
+    pytest.param({}, id="global"),
+    pytest.param({"window": 7, "num_meta": 2, "return_lse": True}, id="window-lse"),
+    pytest.param({"packed": True, "window": 7}, id="packed"),
+    pytest.param({"meta": True, "window": 7, "scale": 0.3}, id="separate-meta"),
+]
+
+
+@pytest.mark.parametrize("case", OPCHECK_CASES)
+def test_opcheck(case):
+    q, k, v = make_inputs(20)
+    meta = (randn(3, 1, 16), randn(3, 1, 32)) if case.get("meta") else (None, None)
+    starts = cu_seqlens(12, 0, 8) if case.get("packed") else None
+    args = (q, k, v, case.get("window"), case.get("num_meta", 0), case.get("scale"), *meta, starts, None)
+    torch.library.opcheck(torch.ops.hymba_ops.attention.default, (*args, case.get("return_lse", False)))
+
+
+def test_compiles_once_for_all_lengths():
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+
+    @torch.compile(fullgraph=True, dynamic=True, backend=counter)
+    def f(q, k, v):
+        return F.attention(q * 2, k, v, window=8, num_meta=3, return_lse=True)
+
+    for T in (40, 17, 90):
+        q, k, v = make_inputs(T)
+        expected = F.attention(q * 2, k, v, window=8, num_meta=3, return_lse=True)
+        out, lse = f(q, k, v)
+        assert torch.equal(out, expected[0]) and torch.equal(lse, expected[1])
+    assert counter.frame_count == 1
+
+
+def test_backward_is_refused_by_name():
+    q, k, v = make_inputs(4)
+    out = F.attention(q.requires_grad_(), k, v)
+    with pytest.raises(NotImplementedError, match="hymba_ops::attention"):
+        out.sum().backward()
+
+
+def bad(change, error, message):
+    return pytest.param(change, error, message, id=message.split("got")[0].strip(" .*").replace(" ", "-")[:60])
+
+
+Q, K, V = (1, 6, 4, 8), (1, 6, 2, 8), (1, 6, 2, 12)
+BAD_INPUTS = [
+    bad({"q": torch.zeros(6, 4, 8)}, ValueError, r"q must have shape \[B, T, Hq, Dk\], got \[6, 4, 8\]"),
+    bad({"k": torch.zeros(1, 6, 2, 9)}, ValueError, r"k must have shape .* = \[1, \*, \*, 8\], got \[1, 6, 2, 9\]"),
+    bad({"k": torch.zeros(2, 6, 2, 8)}, ValueError, r"k must have shape .*got \[2, 6, 2, 8\]"),
+    bad({"v": torch.zeros(1, 5, 2, 12)}, ValueError, r"v must have shape .*got \[1, 5, 2, 12\]"),
+    bad({"v": torch.zeros(1, 6, 1, 12)}, ValueError, r"v must have shape .*got \[1, 6, 1, 12\]"),
+    bad({"q": torch.zeros(1, 6, 5, 8)}, ValueError, r"q must have a multiple of k's 2 heads, got 5"),
+    bad({"q": torch.zeros(1, 6, 0, 8)}, ValueError, r"q must have a multiple of k's 2 heads, got 0"),
+    bad({"q": torch.zeros(1, 7, 4, 8)}, ValueError, r"k must have at least q's 7 positions .*got 6"),
+    bad({"k": torch.zeros(K, dtype=torch.bfloat16)}, ValueError, r"k must have q's dtype float32, got bfloat16"),
+    bad({"q": torch.zeros(Q, dtype=torch.int64)}, ValueError, r"q must be float16, .*got int64"),
+    bad({"q": torch.zeros(1, 6, 8, 4).transpose(2, 3)}, ValueError, r"q must have a contiguous last .*got stride 4"),
+    bad({"q": torch.zeros(1, 6, 4, 257), "k": torch.zeros(1, 6, 2, 257)}, ValueError, r"q must have a head .*got 257"),
+    bad({"v": torch.zeros(1, 6, 2, 0)}, ValueError, r"v must have a head dim of 1 to 256, got 0"),
+    bad({"window": -1}, ValueError, r"window must be at least 0, or None, got -1"),
+    bad({"num_meta": -3}, ValueError, r"num_meta must be at least 0, got -3"),
+    bad({"meta_k": torch.zeros(3, 2, 8)}, ValueError, r"meta_v must be given together with the other one, got None"),
+    bad({"meta_v": torch.zeros(3, 2, 12)}, ValueError, r"meta_k must be given together with the other one, got None"),
+    bad({"meta_k": torch.zeros(3, 2, 8), "meta_v": torch.zeros(4, 2, 12)}, ValueError, r"meta_v .*got \[4"),
+    bad({"meta_k": torch.zeros(3, 2, 8), "meta_v": torch.zeros(3, 2, 12), "num_meta": 1}, ValueError,
+        r"num_meta must be 0 where meta_k and meta_v are given, got 1"),
+    bad({"cu_seqlens": torch.tensor([0, 6])}, ValueError, r"cu_seqlens must be int32, got int64"),
+    bad({"cu_seqlens": torch.tensor([1, 6], dtype=torch.int32)}, ValueError, r"cu_seqlens must start at 0, got 1"),
+    bad({"cu_seqlens": torch.tensor([0, 4, 3], dtype=torch.int32)}, ValueError, r"cu_seqlens must never decrease, got 3"),
+    bad({"cu_seqlens": torch.tensor([0, 7], dtype=torch.int32)}, ValueError, r"cu_seqlens must end at or below q's 6"),
+    bad({"cu_seqlens": torch.zeros(0, dtype=torch.int32)}, ValueError, r"cu_seqlens must have shape \[sequences"),
+    bad({"cu_seqlens_k": cu_seqlens(6)}, ValueError, r"cu_seqlens_k must come with cu_seqlens"),
+    bad({"cu_seqlens": cu_seqlens(3, 3), "cu_seqlens_k": cu_seqlens(6)}, ValueError, r"cu_seqlens_k must have cu_seq"),
+    bad({"cu_seqlens": cu_seqlens(3, 3), "cu_seqlens_k": cu_seqlens(4, 2)}, ValueError, r"sequence 1 at least its 3"),
+    bad({"k": "keys"}, TypeError, r"'Tensor' for argument 'k'.*str"),
+    bad({"q": [[1.0]]}, TypeError, r"'Tensor' for argument 'q'.*list"),
+    bad({"window": 2.5}, TypeError, r"argument 'window'.*float"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change,error,message", BAD_INPUTS)
+def test_bad_input_is_refused(change, error, message):
+    arguments = {"q": torch.zeros(Q), "k": torch.zeros(K), "v": torch.zeros(V), **change}
+    with pytest.raises(error, match=message):
+        F.attention(arguments.pop("q"), arguments.pop("k"), arguments.pop("v"), **arguments)
+
+
+def test_packed_needs_batch_one():
+    with pytest.raises(ValueError, match="q must have batch size 1 where cu_seqlens is given, got 2"):
+        F.attention(*make_inputs(6, B=2), cu_seqlens=cu_seqlens(6))
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="mixes the CPU with the meta device")
+def test_device_mix_is_refused():
+    q, k, v = make_inputs(6)
+    with pytest.raises((ValueError, TypeError), match="device"):
+        F.attention(q, k.to("meta"), v)
+
+
+def test_tolerance_refuses_a_window_that_is_off_by_one():
+    q, k, v = make_inputs(40)
+    right = reference.attention(q, k, v, window=8)
+    wrong = reference.attention(q, k, v, window=9)
+    with pytest.raises(AssertionError, match="error .* against float64"):
+        assert_close(
+            wrong, right, reference.attention(q.double(), k.double(), v.double(), window=8), dtype=torch.float32
+        )
