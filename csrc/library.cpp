@@ -50,6 +50,9 @@ STABLE_TORCH_LIBRARY(hymba_ops, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(hymba_ops, CPU, m) {
   m.impl("attention", TORCH_BOX(&hymba::attention));
+  m.impl("rotary", TORCH_BOX(&hymba::rotary));
+  m.impl("causal_conv1d", TORCH_BOX(&hymba::causal_conv1d));
+  m.impl("rms_norm", TORCH_BOX(&hymba::rms_norm));
   m.impl("norm_average", TORCH_BOX(&hymba::norm_average));
   m.impl("norm_average_project", TORCH_BOX(&hymba::norm_average_project));
 }

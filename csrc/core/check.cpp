@@ -160,4 +160,10 @@ int64_t Check::cu_seqlens(const char* name, const Tensor& t, const char* like_na
   return count;
 }
 
+int64_t Check::sequences(const Tensor& x, const OptionalTensor& cu_seqlens) const {
+  if (!cu_seqlens) return x.size(0);
+  that(x.size(0) == 1, "x", "have batch size 1 where cu_seqlens is given", x.size(0));
+  return this->cu_seqlens("cu_seqlens", *cu_seqlens, "x", x, x.size(1));
+}
+
 }  // namespace hymba

@@ -66,6 +66,10 @@ class Check {
   int64_t cu_seqlens(const char* name, const Tensor& t, const char* like_name, const Tensor& like,
                      int64_t total) const;
 
+  // x [B, T, ...] and its optional packing: batch size 1 with valid cu_seqlens. Returns the number of
+  // sequences.
+  int64_t sequences(const Tensor& x, const OptionalTensor& cu_seqlens) const;
+
   [[noreturn]] void fail(const char* name, const std::string& expected, const std::string& got) const;
 
  private:

@@ -7,3 +7,6 @@
 #else
 #define HYMBA_INLINE static inline __attribute__((always_inline))
 #endif
+
+// The same for member functions of the CPU kernels' classes.
+#define HYMBA_INLINE_MEMBER inline __attribute__((always_inline))

@@ -14,7 +14,7 @@ class WorkQueue {
  public:
   explicit WorkQueue(int64_t count) : next_(0), count_(count) {}
   // Fetches the next item's index; false when none is left.
-  __attribute__((always_inline)) bool take(int64_t& item) {
+  HYMBA_INLINE_MEMBER bool take(int64_t& item) {
     item = next_.fetch_add(1, std::memory_order_relaxed);
     return item < count_;
   }

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include "core/check.h"
+#include "core/sequences.h"
 #include "core/view.h"
 
 namespace hymba {
@@ -17,6 +18,14 @@ inline RowView row_view(const Tensor& t) {
     view.stride[3 - leading + i] = t.stride(i);
   }
   return view;
+}
+
+// [B, T, C]
+inline TokensView tokens_view(const Tensor& t) {
+  return {t.data_ptr(), t.stride(0), t.stride(1)};
+}
+inline TokensView tokens_view(const OptionalTensor& t) {
+  return t ? tokens_view(*t) : TokensView{};
 }
 
 inline void* data_or_null(const OptionalTensor& t) {

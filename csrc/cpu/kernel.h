@@ -26,6 +26,9 @@ class Scratch {
   C* data_;
 };
 
+// Work items of row-wise kernels hold about this many elements.
+constexpr int64_t kElementsPerItem = 16384;
+
 constexpr int64_t round_up(int64_t x, int64_t multiple) {
   return (x + multiple - 1) / multiple * multiple;
 }

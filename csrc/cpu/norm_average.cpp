@@ -12,7 +12,7 @@ static void run(const NormAverageParams& p) {
   using C = compute_t<T>;
   constexpr int64_t lanes = kLanes<C>;
   const int64_t padded = round_up(p.dim, lanes);
-  const int64_t rows_per_item = divide_up(16384, p.dim);
+  const int64_t rows_per_item = divide_up(kElementsPerItem, p.dim);
 
   auto worker = [&](WorkQueue& queue) {
     Scratch<C> attn_weight(padded), ssm_weight(padded);

@@ -1,0 +1,24 @@
+// rms_norm: out = x / sqrt(mean(x^2) + eps) * weight, over the last dimension.
+#pragma once
+#include <cstdint>
+
+#include "core/dtype.h"
+#include "core/view.h"
+#include "cpu/isa.h"  // HYMBA_CPU_KERNEL
+
+namespace hymba {
+
+struct RmsNormParams {
+  RowView x;           // [..., D]
+  void* out;           // [..., D], contiguous
+  const void* weight;  // [D]
+  bool weight_is_f32;  // else of dtype
+  int64_t rows;
+  int64_t dim;  // D
+  float eps;
+  DType dtype;  // of x and out
+};
+
+}  // namespace hymba
+
+HYMBA_CPU_KERNEL(rms_norm, RmsNormParams)

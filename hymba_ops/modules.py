@@ -1,0 +1,395 @@
+"""Hymba's layer (arXiv 2411.13676): attention heads and Mamba-1 heads side by side on the same input, then an MLP.
+
+Attribute names are those of the published parameters.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from hymba_ops import functional
+from hymba_ops.config import HymbaConfig
+
+KeysValues = tuple[Tensor, Tensor]  # [B, S, Hkv, Dk] after RoPE, [B, S, Hkv, Dv]
+MixerState = tuple[Tensor, Tensor]  # conv state [B or n, K - 1, C], SSM state [B or n, C, N]
+
+_HEAD_NORM_EPS = 1e-6  # fixed in the published code, whatever rms_norm_eps is
+_DT_RANGE = (1e-3, 1e-1)  # of softplus(dt bias) at initialisation: Mamba (arXiv 2312.00752), section 3.6
+
+
+class RMSNorm(nn.Module):
+    """`functional.rms_norm` with a weight [size]."""
+
+    def __init__(
+        self, size: int, *, eps: float, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size, device=device, dtype=dtype))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., size]. Returns the same shape and dtype."""
+        return functional.rms_norm(x, self.weight, eps=self.eps)
+
+
+class PerHeadRMSNorm(nn.Module):
+    """RMS norm over the head dimension with a weight row for each head: weight [1, heads, 1, head_dim]."""
+
+    def __init__(
+        self, heads: int, head_dim: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, heads, 1, head_dim, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, T, heads, head_dim]. Returns the same shape and dtype."""
+        unit = torch.ones(x.shape[-1], device=x.device, dtype=x.dtype)
+        normalised = functional.rms_norm(x, unit, eps=_HEAD_NORM_EPS)
+        return (normalised * self.weight[0, :, 0]).to(x.dtype)
+
+
+class HeadNorms(nn.Module):
+    """The norms of queries and keys before RoPE (config field kq_norm). A borrowing layer carries k_norm unused."""
+
+    def __init__(
+        self, config: HymbaConfig, *, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+
+        def norm(heads: int) -> nn.Module:
+            if config.kq_norm == "perhead-rms":
+                return PerHeadRMSNorm(heads, config.head_dim, device=device, dtype=dtype)
+            return RMSNorm(config.head_dim, eps=_HEAD_NORM_EPS, device=device, dtype=dtype)
+
+        self.q_norm = norm(config.num_attention_heads)
+        self.k_norm = norm(config.num_key_value_heads)
+
+
+class HybridMixer(nn.Module):
+    """Attention and Mamba-1 on the same input, joined by the average of their normalised outputs.
+
+    Args:
+        config: the model's configuration.
+        layer_index: which layer of it: decides the window and whether keys and values are made or borrowed.
+        device, dtype: of the parameters.
+    """
+
+    def __init__(
+        self,
+        config: HymbaConfig,
+        layer_index: int,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= layer_index < config.num_hidden_layers:
+            raise ValueError(
+                f"HybridMixer: layer_index must be from 0 to {config.num_hidden_layers - 1}, got {layer_index}"
+            )
+        self.config = config
+        self.layer_index = layer_index
+        self.borrows_kv = config.producer(layer_index) != layer_index
+        self.window = config.window(layer_index)
+        factory = {"device": device, "dtype": dtype}
+        inner, states, dt_rank = config.inner_size, config.mamba_d_state, config.dt_rank
+
+        def norm(size: int) -> RMSNorm:
+            return RMSNorm(size, eps=config.rms_norm_eps, **factory)
+
+        self.pre_avg_layernorm1 = norm(inner)
+        self.pre_avg_layernorm2 = norm(inner)
+        self.in_proj = nn.Linear(config.hidden_size, sum(self._in_proj_sizes()), config.mamba_proj_bias, **factory)
+        self.out_proj = nn.Linear(inner, config.hidden_size, config.mamba_proj_bias, **factory)
+        self.conv1d = nn.Conv1d(inner, inner, config.mamba_d_conv, groups=inner, bias=config.mamba_conv_bias, **factory)
+        self.x_proj = nn.ModuleList([nn.Linear(inner, dt_rank + 2 * states, bias=False, **factory)])
+        self.dt_proj = nn.ModuleList([nn.Linear(dt_rank, inner, **factory)])
+        self.A_log = nn.ParameterList([nn.Parameter(torch.empty(inner, states, **factory))])
+        self.D = nn.ParameterList([nn.Parameter(torch.empty(inner, **factory))])
+        if config.mamba_inner_layernorms:
+            self.dt_layernorm = norm(dt_rank)
+            self.B_layernorm = norm(states)
+            self.C_layernorm = norm(states)
+        if config.kq_norm != "none":
+            self.self_attn = HeadNorms(config, **factory)
+        self.register_buffer("inv_freq", self._frequencies(torch.device("cpu")), persistent=False)
+        self.reset_parameters()
+
+    def _in_proj_sizes(self) -> list[int]:
+        """Rows of in_proj in order: q, k, v (k and v none in a layer that borrows them), SSM input, gate."""
+        config = self.config
+        kv_heads = 0 if self.borrows_kv else config.num_key_value_heads
+        return [
+            config.num_attention_heads * config.head_dim,
+            kv_heads * config.head_dim,
+            kv_heads * config.value_head_dim,
+            config.inner_size,
+            config.inner_size,
+        ]
+
+    def _frequencies(self, device: torch.device) -> Tensor | None:
+        with torch.device("cpu"):  # real numbers even where a model is made on the meta device
+            frequencies = self.config.inv_freq()
+        return None if frequencies is None else frequencies.to(device)
+
+    def _apply(self, fn, recurse=True):
+        """Moves everything, but remakes the RoPE frequencies: they stay float32 and survive the meta device."""
+        super()._apply(fn, recurse)
+        if self.inv_freq is not None:
+            device = self.inv_freq.device
+            self.inv_freq = self._frequencies(torch.device("cpu") if device.type == "meta" else device)
+        return self
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Initial values: A, D and dt bias as Mamba's (arXiv 2312.00752, section 3.6), the rest as the published."""
+        std = self.config.initializer_range
+        for linear in (self.in_proj, self.out_proj, self.conv1d, self.x_proj[0], self.dt_proj[0]):
+            nn.init.normal_(linear.weight, std=std)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+        low, high = _DT_RANGE
+        dt = torch.empty_like(self.dt_proj[0].bias, dtype=torch.float32).uniform_(math.log(low), math.log(high)).exp()
+        self.dt_proj[0].bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+        a_log = self.A_log[0]
+        a_log.copy_(torch.arange(1, a_log.shape[1] + 1, device=a_log.device).log().expand_as(a_log))
+        nn.init.ones_(self.D[0])
+
+    def forward(
+        self,
+        hidden: Tensor,
+        *,
+        positions: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        kv: KeysValues | None = None,
+        initial_state: MixerState | None = None,
+    ) -> tuple[Tensor, KeysValues, MixerState]:
+        """One mixer on normalised hidden states, meta tokens included.
+
+        Args:
+            hidden: [B, T, hidden_size].
+            positions: int32 [T] or [B, T], for RoPE; None to count from each sequence's start, after the keys that
+                `kv` already holds.
+            cu_seqlens: int32 [n + 1] for packed input with B = 1. Rows past the last sequence are written as zero.
+            kv: in a layer that borrows keys and values, its producer's (required), this call's tokens included. In a
+                layer that makes its own, optional earlier ones to place before this call's (not in packed input).
+            initial_state: convolution state [B, K - 1, C] in the activations' dtype and SSM state [B, C, N] float32
+                from an earlier call (packed: one row per sequence); None for zeros.
+
+        Returns:
+            The output [B, T, hidden_size]; the keys [B, S, Hkv, Dk] after RoPE and values [B, S, Hkv, Dv] that were
+            attended to; the final states, in initial_state's form.
+        """
+        self._check(hidden, cu_seqlens, kv, initial_state)
+        q, k, v, x, z = self.in_proj(hidden).split(self._in_proj_sizes(), dim=-1)
+        attn, kv = self.attention_branch(q, k, v, positions, cu_seqlens, kv)
+        ssm, state = self.ssm_branch(x, z, cu_seqlens, initial_state)
+        return self.join(attn, ssm), kv, state
+
+    def attention_branch(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        positions: Tensor | None,
+        cu_seqlens: Tensor | None,
+        kv: KeysValues | None,
+    ) -> tuple[Tensor, KeysValues]:
+        """Slices q, k, v of in_proj's output [B, T, heads * dim] to ([B, T, inner_size], (keys, values))."""
+        config = self.config
+        q = q.unflatten(-1, (-1, config.head_dim))
+        if self.borrows_kv:
+            earlier = kv[0].shape[1] - q.shape[1]
+        else:
+            k = k.unflatten(-1, (-1, config.head_dim))
+            v = v.unflatten(-1, (-1, config.value_head_dim))
+            earlier = 0 if kv is None else kv[0].shape[1]
+        if positions is None and self.inv_freq is not None:
+            positions = default_positions(q.shape[1], cu_seqlens, q.device, start=earlier)
+
+        q = self._norm_and_rotate("q_norm", q, positions)
+        if not self.borrows_kv:
+            k = self._norm_and_rotate("k_norm", k, positions)
+            kv = (k, v) if kv is None else (torch.cat([kv[0], k], dim=1), torch.cat([kv[1], v], dim=1))
+        out = functional.attention(
+            q,
+            *kv,
+            window=self.window,
+            num_meta=config.num_memory_tokens,
+            scale=config.attention_scale,
+            cu_seqlens=cu_seqlens,
+        )
+        return out.flatten(-2), kv
+
+    def _norm_and_rotate(self, norm: str, heads: Tensor, positions: Tensor | None) -> Tensor:
+        if self.config.kq_norm != "none":
+            heads = getattr(self.self_attn, norm)(heads)
+        if self.inv_freq is None:
+            return heads
+        return functional.rotary(heads, positions, self.inv_freq.to(heads.device))
+
+    def ssm_branch(
+        self, x: Tensor, z: Tensor, cu_seqlens: Tensor | None, initial_state: MixerState | None
+    ) -> tuple[Tensor, MixerState]:
+        """Slices x and gate z of in_proj's output [B, T, inner_size] to the gated scan's output and final states."""
+        config = self.config
+        conv_state, ssm_state = (None, None) if initial_state is None else initial_state
+        bias = self.conv1d.bias
+        u, conv_state = functional.causal_conv1d(
+            x,
+            self.conv1d.weight[:, 0].to(x.dtype),
+            None if bias is None else bias.to(x.dtype),
+            initial_state=conv_state,
+            return_final_state=True,
+            cu_seqlens=cu_seqlens,
+        )
+        sizes = [config.dt_rank, config.mamba_d_state, config.mamba_d_state]
+        dt, B, C = self.x_proj[0](u).split(sizes, dim=-1)
+        if config.mamba_inner_layernorms:
+            dt, B, C = self.dt_layernorm(dt), self.B_layernorm(B), self.C_layernorm(C)
+        y, ssm_state = functional.selective_scan(
+            u,
+            nn.functional.linear(dt, self.dt_proj[0].weight),
+            -torch.exp(_at_least_float32(self.A_log[0])),
+            B,
+            C,
+            _at_least_float32(self.D[0]),
+            z,
+            dt_bias=_at_least_float32(self.dt_proj[0].bias),
+            initial_state=ssm_state,
+            return_final_state=True,
+            cu_seqlens=cu_seqlens,
+        )
+        return y, (conv_state, ssm_state)
+
+    def join(self, attn: Tensor, ssm: Tensor) -> Tensor:
+        """The branches' outputs [B, T, inner_size] to the mixer's [B, T, hidden_size]."""
+        out = functional.norm_average_project(
+            attn,
+            ssm,
+            self.pre_avg_layernorm1.weight,
+            self.pre_avg_layernorm2.weight,
+            self.out_proj.weight.to(attn.dtype),
+            eps=self.config.rms_norm_eps,
+        )
+        return out if self.out_proj.bias is None else out + self.out_proj.bias.to(out.dtype)
+
+    def _check(
+        self,
+        hidden: Tensor,
+        cu_seqlens: Tensor | None,
+        kv: KeysValues | None,
+        initial_state: MixerState | None,
+    ) -> None:
+        """What the ops cannot know; they check the rest."""
+        where, size = f"HybridMixer {self.layer_index}", self.config.hidden_size
+        if not isinstance(hidden, Tensor):
+            raise TypeError(f"{where}: hidden must be a tensor, got {type(hidden).__name__}")
+        if hidden.dim() != 3 or hidden.shape[2] != size:
+            raise ValueError(f"{where}: hidden must have shape [B, T, {size}], got {list(hidden.shape)}")
+        if cu_seqlens is not None and hidden.shape[0] != 1:
+            raise ValueError(f"{where}: hidden must have batch size 1 with cu_seqlens, got {list(hidden.shape)}")
+        for name, pair in (("kv", kv), ("initial_state", initial_state)):
+            if pair is not None and not (
+                isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(part, Tensor) for part in pair)
+            ):
+                raise TypeError(f"{where}: {name} must be a pair of tensors or None, got {type(pair).__name__}")
+        if self.borrows_kv and kv is None:
+            producer = self.config.producer(self.layer_index)
+            raise ValueError(f"{where}: kv must be the keys and values of layer {producer}, got None")
+        if not self.borrows_kv and kv is not None and cu_seqlens is not None:
+            raise ValueError(f"{where}: kv must be None in packed input (cu_seqlens) of a layer that makes its own")
+        if kv is not None:
+            self._check_kv(where, hidden, kv)
+
+    def _check_kv(self, where: str, hidden: Tensor, kv: KeysValues) -> None:
+        config, batch = self.config, hidden.shape[0]
+        for name, tensor, dim in zip("kv", kv, (config.head_dim, config.value_head_dim), strict=True):
+            expected = [batch, kv[0].shape[1] if kv[0].dim() == 4 else "S", config.num_key_value_heads, dim]
+            if list(tensor.shape) != expected:
+                raise ValueError(f"{where}: kv's {name} must have shape {expected}, got {list(tensor.shape)}")
+
+
+class HymbaMLP(nn.Module):
+    """down(silu(gate) * up), or with mlp_hidden_act "relu2" down(relu(up)^2), which has no gate."""
+
+    def __init__(
+        self, config: HymbaConfig, *, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        hidden, inner = config.hidden_size, config.intermediate_size
+        factory = {"bias": False, "device": device, "dtype": dtype}
+        self.gate_proj = nn.Linear(hidden, inner, **factory) if config.mlp_hidden_act == "silu" else None
+        self.down_proj = nn.Linear(inner, hidden, **factory)
+        self.up_proj = nn.Linear(hidden, inner, **factory)
+        for linear in filter(None, (self.gate_proj, self.down_proj, self.up_proj)):
+            nn.init.normal_(linear.weight, std=config.initializer_range)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., hidden_size]. Returns the same shape."""
+        if self.gate_proj is None:
+            return self.down_proj(nn.functional.relu(self.up_proj(x)).square())
+        return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class HymbaLayer(nn.Module):
+    """x + mixer(norm(x)), then x + mlp(norm(x)). With intermediate_size 0 there is no MLP.
+
+    Args:
+        config, layer_index, device, dtype: as in `HybridMixer`.
+    """
+
+    def __init__(
+        self,
+        config: HymbaConfig,
+        layer_index: int,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        factory = {"device": device, "dtype": dtype}
+        self.mamba = HybridMixer(config, layer_index, **factory)
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, **factory)
+        self.has_mlp = config.intermediate_size > 0
+        if self.has_mlp:
+            self.moe = nn.ModuleDict({"experts": nn.ModuleList([HymbaMLP(config, **factory)])})
+            self.pre_moe_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, **factory)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        *,
+        positions: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        kv: KeysValues | None = None,
+        initial_state: MixerState | None = None,
+    ) -> tuple[Tensor, KeysValues, MixerState]:
+        """Arguments and results as `HybridMixer.forward`'s, on the residual stream."""
+        mixed, kv, state = self.mamba(
+            self.input_layernorm(hidden),
+            positions=positions,
+            cu_seqlens=cu_seqlens,
+            kv=kv,
+            initial_state=initial_state,
+        )
+        hidden = hidden + mixed
+        if self.has_mlp:
+            hidden = hidden + self.moe["experts"][0](self.pre_moe_layernorm(hidden))
+        return hidden, kv, state
+
+
+def default_positions(length: int, cu_seqlens: Tensor | None, device: torch.device, start: int = 0) -> Tensor:
+    """int32 [length]: start + arange, or in packed rows each row's distance from its sequence's first row."""
+    rows = torch.arange(length, device=device, dtype=torch.int32)
+    if cu_seqlens is None:
+        return rows + start
+    sequence = torch.searchsorted(cu_seqlens, rows, right=True) - 1
+    return rows - cu_seqlens[sequence]
+
+
+def _at_least_float32(t: Tensor) -> Tensor:
+    return t if t.dtype == torch.float64 else t.float()

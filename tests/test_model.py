@@ -1,0 +1,457 @@
+"""HymbaModel and HymbaForCausalLM: against python_reference, packed and padded against single sequences, errors."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from hymba_ops import HymbaConfig, HymbaForCausalLM, HymbaModel
+
+from kernel_cases import cu_seqlens
+from model_cases import DTYPES, SMALL, SWITCHES, both, randn, randomise, token_ids
+from tolerance import assert_close
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def model(**changes):
+    return randomise(HymbaForCausalLM(HymbaConfig(**SMALL | changes)))
+
+
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=2e-5)
+
+
+# ---- Against the reference ----
+
+
+@pytest.mark.parametrize("changes", SWITCHES)
+def test_logits_of_every_switch(changes):
+    ours, plain, exact = both("HymbaForCausalLM", changes)
+    ids = token_ids(2, 17)
+    logits = [m(ids).logits for m in (ours, plain, exact)]
+    assert_close(*logits, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("length", [1, 4, 5, 6, 40])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_logits(dtype, length):
+    """Lengths around window and memory tokens."""
+    ours, plain, exact = both("HymbaForCausalLM", dtype=dtype)
+    logits = [m(token_ids(2, length)).logits for m in (ours, plain, exact)]
+    assert logits[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert_close(logits[0].double(), logits[1].double(), logits[2], dtype=dtype)
+
+
+INPUTS = {
+    "dense": lambda: {"input_ids": token_ids(2, 9)},
+    "embeds": lambda: {"inputs_embeds": randn(2, 9, SMALL["hidden_size"])},
+    "packed": lambda: {"input_ids": token_ids(1, 20), "cu_seqlens": cu_seqlens(6, 0, 1, 11)},
+    "packed_embeds": lambda: {"inputs_embeds": randn(1, 20, SMALL["hidden_size"]), "cu_seqlens": cu_seqlens(20)},
+    "padded": lambda: {"input_ids": token_ids(3, 9), "attention_mask": padding_mask(9, (0, 9), (4, 9), (0, 2))},
+}
+
+
+def padding_mask(length, *spans):
+    """int64 [rows, length]: each row's tokens are from start to end."""
+    columns = torch.arange(length)
+    return torch.stack([(columns >= start) & (columns < end) for start, end in spans]).long()
+
+
+@pytest.mark.parametrize("inputs", INPUTS.values(), ids=INPUTS)
+def test_logits_and_loss_of_every_kind_of_input(inputs):
+    """Also with labels and with logits_to_keep."""
+    ours, plain, exact = both("HymbaForCausalLM")
+    inputs = inputs()
+    tokens = next(iter(inputs.values()))
+    wide = {name: t.double() if t.is_floating_point() else t for name, t in inputs.items()}
+    for extra in ({"labels": token_ids(*tokens.shape[:2], seed=1)}, {"logits_to_keep": 3}):
+        results = ours(**inputs, **extra), plain(**inputs, **extra), exact(**wide, **extra)
+        assert_close(*(r.logits.double() for r in results), dtype=torch.float32, name="logits")
+        if "labels" in extra:
+            assert_close(*(r.loss.double() for r in results), dtype=torch.float32, name="loss")
+
+
+# ---- A sequence alone, packed, padded ----
+
+LENGTHS = 6, 0, 1, 11
+
+
+@pytest.mark.parametrize("tail", [0, 3], ids=["full", "tail"])
+@pytest.mark.parametrize("changes", [c for c in SWITCHES if c.id in ("published", "no_memory_tokens", "all_global")])
+def test_packed_equals_singles(changes, tail):
+    m = model(**changes)
+    ids = token_ids(1, sum(LENGTHS) + tail)
+    logits = m(ids, cu_seqlens=cu_seqlens(*LENGTHS)).logits
+    start = 0
+    for length in filter(None, LENGTHS):
+        close(logits[:, start : start + length], m(ids[:, start : start + length]).logits)
+        start += length
+    assert torch.equal(logits[:, start:], torch.zeros_like(logits[:, start:]))
+
+
+SPANS = {
+    "right": [(0, 9), (0, 4), (0, 1)],
+    "left": [(0, 9), (5, 9), (8, 9)],
+    "both_sides": [(1, 8), (0, 9), (3, 5)],
+    "none": [(0, 9), (0, 9), (0, 9)],
+}
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.bool])
+@pytest.mark.parametrize("spans", SPANS.values(), ids=SPANS)
+def test_padded_equals_singles(spans, kind):
+    m, mask = model(), padding_mask(9, *spans)
+    ids = token_ids(3, 9).masked_fill(mask == 0, 10**6)  # padding may hold any id
+    logits = m(ids, attention_mask=mask.to(kind)).logits
+    for row, (start, end) in enumerate(spans):
+        close(logits[row, start:end], m(ids[row : row + 1, start:end]).logits[0])
+    padding = logits[mask == 0]
+    assert torch.equal(padding, torch.zeros_like(padding))
+
+
+def test_neighbours_do_not_matter():
+    """The same sequence beside others: equal bits where the matrices have the same number of rows."""
+    m, ids = model(), token_ids(1, 12)
+    other = ids.clone()
+    other[:, 7:] = token_ids(1, 5, seed=9)
+    first, second = (m(x, cu_seqlens=cu_seqlens(7, 5)).logits[:, :7] for x in (ids, other))
+    assert torch.equal(first, second)
+
+
+def test_prefix_does_not_see_what_follows():
+    m, ids = model(), token_ids(2, 12)
+    changed = ids.clone()
+    changed[:, 8:] = (changed[:, 8:] + 1) % SMALL["vocab_size"]
+    assert torch.equal(m(ids).logits[:, :8], m(changed).logits[:, :8])
+
+
+@pytest.mark.parametrize("shape", [(2, 0), (0, 3)], ids=["no_tokens", "no_rows"])
+def test_empty_input(shape):
+    assert model()(token_ids(*shape)).logits.shape == (*shape, SMALL["vocab_size"])
+
+
+def test_only_empty_sequences():
+    m = model()
+    for boundaries in (cu_seqlens(), cu_seqlens(0, 0)):
+        logits = m(token_ids(1, 4), cu_seqlens=boundaries).logits
+        assert torch.equal(logits, torch.zeros(1, 4, SMALL["vocab_size"]))
+
+
+# ---- Arguments and results ----
+
+
+def test_embeddings_equal_ids():
+    m, ids = model(), token_ids(2, 9)
+    embeds = m.model.embed_tokens(ids)
+    assert torch.equal(m(inputs_embeds=embeds).logits, m(ids).logits)
+    assert torch.equal(m(ids.int()).logits, m(ids).logits)
+
+
+@pytest.mark.parametrize("keep", [1, 4, 9, 100])
+def test_logits_to_keep(keep):
+    m, ids = model(), token_ids(2, 9)
+    close(m(ids, logits_to_keep=keep).logits, m(ids).logits[:, -keep:])
+
+
+def test_model_is_the_part_below_the_head():
+    m, ids = model(), token_ids(2, 9)
+    hidden = m.model(ids)
+    assert hidden.shape == (2, 9, SMALL["hidden_size"])
+    assert torch.equal(m.lm_head(hidden), m(ids).logits)
+    alone = HymbaModel(m.config)
+    alone.load_state_dict(m.model.state_dict())
+    assert torch.equal(alone(ids), hidden)
+
+
+def expected_loss(logits, ids, spans):
+    """spans: (row, start, end) of each sequence."""
+    each = [(logits[r, a : b - 1], ids[r, a + 1 : b]) for r, a, b in spans if b > a]
+    return torch.nn.functional.cross_entropy(torch.cat([x for x, _ in each]), torch.cat([y for _, y in each]))
+
+
+def test_loss_dense():
+    m, ids = model(), token_ids(2, 9)
+    result = m(ids, labels=ids)
+    close(result.loss, expected_loss(result.logits, ids, [(0, 0, 9), (1, 0, 9)]))
+    labels = ids.masked_fill(torch.arange(9) >= 6, -100)
+    close(m(ids, labels=labels).loss, expected_loss(result.logits, ids, [(0, 0, 6), (1, 0, 6)]))
+
+
+def test_loss_packed_does_not_cross_sequences():
+    m, ids = model(), token_ids(1, 21)
+    result = m(ids, labels=ids, cu_seqlens=cu_seqlens(6, 0, 1, 11))
+    close(result.loss, expected_loss(result.logits, ids, [(0, 0, 6), (0, 6, 7), (0, 7, 18)]))
+
+
+@pytest.mark.parametrize("spans", SPANS.values(), ids=SPANS)
+def test_loss_padded_ignores_padding(spans):
+    m, ids, mask = model(), token_ids(3, 9), padding_mask(9, *spans)
+    labels = ids.masked_fill(mask == 0, 10**6)
+    result = m(ids, labels=labels, attention_mask=mask)
+    close(result.loss, expected_loss(result.logits, ids, [(r, a, b) for r, (a, b) in enumerate(spans)]))
+
+
+BAD_INPUTS = [
+    pytest.param({}, ValueError, "exactly one of input_ids and inputs_embeds must be given, got neither", id="neither"),
+    pytest.param(
+        {"input_ids": token_ids(1, 3), "inputs_embeds": randn(1, 3, 48)},
+        ValueError,
+        "exactly one of input_ids and inputs_embeds must be given, got both",
+        id="both",
+    ),
+    pytest.param({"input_ids": [[1]]}, TypeError, "input_ids must be a tensor, got list", id="list"),
+    pytest.param(
+        {"input_ids": torch.ones(1, 3)}, TypeError, "input_ids must be int64 or int32, got float32", id="float_ids"
+    ),
+    pytest.param({"input_ids": token_ids(3)}, ValueError, "input_ids must have shape [B, T], got [3]", id="ids_rank"),
+    pytest.param(
+        {"input_ids": torch.tensor([[0, 61]])},
+        ValueError,
+        "input_ids must be from 0 to 60 (vocab_size 61), got 61",
+        id="id_too_large",
+    ),
+    pytest.param(
+        {"input_ids": torch.tensor([[0, -1]])}, ValueError, "input_ids must be from 0 to 60", id="id_negative"
+    ),
+    pytest.param(
+        {"inputs_embeds": randn(1, 3, 47)},
+        ValueError,
+        "inputs_embeds must have shape [B, T, 48], got [1, 3, 47]",
+        id="embeds_size",
+    ),
+    pytest.param(
+        {"input_ids": token_ids(2, 3), "attention_mask": torch.ones(2, 4).long()},
+        ValueError,
+        "attention_mask must have shape [2, 3], got [2, 4]",
+        id="mask_shape",
+    ),
+    pytest.param(
+        {"input_ids": token_ids(2, 3), "attention_mask": torch.ones(2, 3)},
+        TypeError,
+        "attention_mask must be bool or int64",
+        id="mask_dtype",
+    ),
+    pytest.param(
+        {"input_ids": token_ids(2, 3), "attention_mask": torch.full((2, 3), 2)},
+        ValueError,
+        "attention_mask must hold 0 and 1 only",
+        id="mask_values",
+    ),
+    pytest.param(
+        {"input_ids": token_ids(2, 3), "attention_mask": torch.tensor([[1, 1, 1], [1, 0, 1]])},
+        ValueError,
+        "got a hole in row 1",
+        id="mask_hole",
+    ),
+    pytest.param(
+        {"input_ids": token_ids(2, 3), "attention_mask": torch.tensor([[1, 1, 1], [0, 0, 0]])},
+        ValueError,
+        "attention_mask must have a token in every row, got none in row 1",
+        id="mask_empty_row",
+    ),
+    pytest.param(
+        {"input_ids": token_ids(1, 3), "attention_mask": torch.ones(1, 3).long(), "cu_seqlens": cu_seqlens(3)},
+        ValueError,
+        "at most one of attention_mask and cu_seqlens may be given, got both",
+        id="mask_and_cu_seqlens",
+    ),
+    pytest.param(
+        {"input_ids": token_ids(2, 3), "cu_seqlens": cu_seqlens(3)},
+        ValueError,
+        "cu_seqlens needs packed input with batch size 1, got batch size 2",
+        id="packed_batch",
+    ),
+    pytest.param(
+        {"input_ids": token_ids(1, 3), "cu_seqlens": cu_seqlens(3).long()},
+        TypeError,
+        "cu_seqlens must be int32, got int64",
+        id="cu_seqlens_dtype",
+    ),
+    pytest.param(
+        {"input_ids": token_ids(1, 3), "cu_seqlens": cu_seqlens(3)[None]},
+        ValueError,
+        "cu_seqlens must have shape [n + 1], got [1, 2]",
+        id="cu_seqlens_rank",
+    ),
+    pytest.param(
+        {"input_ids": token_ids(1, 3), "cu_seqlens": cu_seqlens()[:0]},
+        ValueError,
+        "cu_seqlens must have shape [n + 1], got [0]",
+        id="cu_seqlens_empty",
+    ),
+    *(
+        pytest.param(
+            {"input_ids": token_ids(1, 5), "cu_seqlens": torch.tensor(values, dtype=torch.int32)},
+            ValueError,
+            f"cu_seqlens must start at 0, never decrease and end at most at T = 5, got {values}",
+            id=name,
+        )
+        for name, values in {
+            "cu_seqlens_start": [1, 5],
+            "cu_seqlens_decreases": [0, 4, 3, 5],
+            "cu_seqlens_too_long": [0, 6],
+        }.items()
+    ),
+    pytest.param(
+        {"input_ids": token_ids(1, 3), "labels": token_ids(1, 4)},
+        ValueError,
+        "labels must have the tokens' shape [1, 3], got [1, 4]",
+        id="labels_shape",
+    ),
+    pytest.param(
+        {"input_ids": token_ids(1, 3), "labels": token_ids(1, 3).int()},
+        TypeError,
+        "labels must be int64, got int32",
+        id="labels_dtype",
+    ),
+    pytest.param(
+        {"input_ids": token_ids(1, 3), "labels": torch.tensor([[1, 61, 2]])},
+        ValueError,
+        "labels must be from 0 to 60 (vocab_size 61), got 61",
+        id="label_too_large",
+    ),
+    pytest.param(
+        {"input_ids": token_ids(1, 3), "logits_to_keep": -1},
+        ValueError,
+        "logits_to_keep must be at least 0, got -1",
+        id="logits_to_keep_negative",
+    ),
+    pytest.param(
+        {"input_ids": token_ids(1, 3), "logits_to_keep": 1.0},
+        TypeError,
+        "logits_to_keep must be an int, got float",
+        id="logits_to_keep_type",
+    ),
+    pytest.param(
+        {"input_ids": token_ids(1, 3), "labels": token_ids(1, 3), "logits_to_keep": 1},
+        ValueError,
+        "logits_to_keep must be 0 with labels",
+        id="logits_to_keep_with_labels",
+    ),
+]
+
+
+@pytest.mark.parametrize("arguments, error, message", BAD_INPUTS)
+def test_bad_inputs(arguments, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        model()(**arguments)
+
+
+# ---- Modes ----
+
+
+def test_autocast():
+    m, ids = model(), token_ids(2, 20)
+    expected = m(ids).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = m(ids).logits
+    error = (logits - expected).square().mean().sqrt() / expected.square().mean().sqrt()
+    whole = copy.deepcopy(m).to(torch.bfloat16)(ids).logits
+    whole_error = (whole - expected).square().mean().sqrt() / expected.square().mean().sqrt()
+    assert logits.dtype == torch.float32
+    assert 0 < error < 1.5 * whole_error < 0.15
+
+
+def test_inference_mode():
+    m, ids = model(), token_ids(2, 9)
+    with torch.inference_mode():
+        logits = m(ids).logits
+    assert torch.equal(logits, m(ids).logits)
+
+
+def test_backward_is_refused():
+    m, ids = model().requires_grad_(True), token_ids(1, 5)
+    with pytest.raises(NotImplementedError, match=r"hymba_ops::\w+ has no backward yet"):
+        m(ids, labels=ids).loss.backward()
+
+
+def test_compiles_once_for_all_lengths():
+    m = model()
+    counter = CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    compiled = torch.compile(m, backend=counter, fullgraph=True, dynamic=True)
+    for length in (8, 11, 30):
+        ids = token_ids(2, length)
+        close(compiled(ids).logits, m(ids).logits)
+        assert torch.equal(compiled.lm_head.weight, m.model.embed_tokens.weight)
+    assert counter.frame_count == 1
+
+
+def test_compiles_packed():
+    m = model()
+    compiled = torch.compile(m, backend="aot_eager", fullgraph=True, dynamic=True)
+    for lengths in ((4, 5), (10, 7)):
+        ids, boundaries = token_ids(1, sum(lengths)), cu_seqlens(*lengths)
+        close(compiled(ids, cu_seqlens=boundaries).logits, m(ids, cu_seqlens=boundaries).logits)
+
+
+# ---- Parameters ----
+
+
+def test_parameters_of_the_published_model():
+    """612 names and shapes, in the published order, without allocating anything."""
+    config = HymbaConfig.from_pretrained(GOLDEN / "hymba_1p5b_config.json")
+    state = HymbaForCausalLM(config, device="meta").state_dict()
+    expected = json.loads((GOLDEN / "hymba_1p5b_state_dict.json").read_text())
+    assert {name: list(tensor.shape) for name, tensor in state.items()} == expected
+    assert list(state) == list(expected)
+    assert len(state) == 612
+
+
+def is_tied(m):
+    return m.lm_head.weight is m.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("assign", [False, True], ids=["copy", "assign"])
+@pytest.mark.parametrize("with_head", [False, True], ids=["without_head", "with_head"])
+def test_tied_head_may_be_left_out(with_head, assign):
+    source, target = model(), HymbaForCausalLM(HymbaConfig(**SMALL), device="meta" if assign else None)
+    state = source.state_dict()
+    if not with_head:
+        del state["lm_head.weight"]
+    names = list(state)
+    target.load_state_dict(state, assign=assign)
+    assert list(state) == names
+    assert is_tied(target)
+    assert torch.equal(target(token_ids(1, 5)).logits, source(token_ids(1, 5)).logits)
+
+
+def test_untied_head_may_not_be_left_out():
+    m = model(tie_word_embeddings=False)
+    state = m.state_dict()
+    del state["lm_head.weight"]
+    with pytest.raises(RuntimeError, match=r"Missing key.*lm_head\.weight"):
+        m.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        pytest.param(lambda m: m.to(torch.bfloat16), id="bf16"),
+        pytest.param(copy.deepcopy, id="deepcopy"),
+        pytest.param(lambda m: pickle.loads(pickle.dumps(m)), id="pickle"),
+        pytest.param(lambda m: HymbaForCausalLM(m.config, device="meta").to_empty(device="cpu"), id="meta"),
+    ],
+)
+def test_head_stays_tied(convert):
+    assert is_tied(convert(model()))
+    assert not is_tied(convert(model(tie_word_embeddings=False)))
+
+
+def test_dtype_and_device_arguments():
+    config = HymbaConfig(**SMALL)
+    assert {p.dtype for p in HymbaForCausalLM(config, dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
+    assert {p.device.type for p in HymbaForCausalLM(config, device="meta").parameters()} == {"meta"}
+
+
+def test_forward_on_the_meta_device():
+    m = HymbaForCausalLM(HymbaConfig(**SMALL), device="meta")
+    assert m(torch.zeros(2, 9, dtype=torch.int64, device="meta")).logits.shape == (2, 9, SMALL["vocab_size"])

@@ -1,0 +1,192 @@
+"""The package as it is installed: imports, its errors, what it exports, and the symbols of its shared object."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import hymba_ops
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = Path(hymba_ops.__file__).resolve().parent
+LIBRARY = PACKAGE / "_C.abi3.so"
+PUBLIC = {
+    "attention", "causal_conv1d", "causal_conv1d_update", "norm_average", "norm_average_project", "rms_norm", "rotary",
+    "selective_scan", "selective_state_update", "HymbaConfig", "HybridMixer", "HymbaLayer", "HymbaModel",
+    "HymbaForCausalLM", "build_info", "__version__",
+}  # fmt: skip
+
+
+def python(code, *, cwd, **environment):
+    """Runs code in a fresh interpreter that sees cwd first and nothing of this one's path."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | environment
+    return subprocess.run([sys.executable, "-c", code], cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
+
+
+def copied_package(folder):
+    """The package without its shared object, alone in a folder."""
+    shutil.copytree(PACKAGE, folder / "hymba_ops", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    return folder / "hymba_ops"
+
+
+WHERE_AND_RUN = """
+import hymba_ops, torch
+one = torch.ones(2, 8)
+out = hymba_ops.norm_average(one, one, one[0], one[0])
+assert torch.allclose(out, one, atol=1e-5), out
+print(hymba_ops.__file__)
+"""
+
+
+def test_imports_from_the_clones_root():
+    done = python(WHERE_AND_RUN, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).parent == ROOT / "hymba_ops"
+
+
+def test_imports_from_another_place(tmp_path):
+    shutil.copy2(LIBRARY, copied_package(tmp_path))
+    done = python(WHERE_AND_RUN, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).parent == tmp_path / "hymba_ops"
+
+
+def test_imports_as_installed(tmp_path):
+    try:
+        importlib.metadata.distribution("hymba_ops")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("hymba_ops is not installed here, only built in place")
+    done = python(WHERE_AND_RUN, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_import_stays_light():
+    """What takes long to import is imported where it is used."""
+    heavy = "torch._dynamo", "torch._inductor", "safetensors", "sympy", "transformers", "importlib.metadata"
+    code = f"""
+import sys, torch
+before = set(sys.modules)
+import hymba_ops
+print(sorted((set(sys.modules) - before) & set({heavy!r})))
+"""
+    done = python(code, cwd=PACKAGE.parent)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_missing_shared_object_says_what_to_do(tmp_path):
+    copied_package(tmp_path)
+    done = python("import hymba_ops", cwd=tmp_path)
+    assert done.returncode == 1
+    assert re.search(r"ImportError: .*_C\.abi3\.so does not exist: run 'pip install \.'", done.stderr), done.stderr
+
+
+@pytest.mark.parametrize(
+    "content", [pytest.param(b"", id="empty"), pytest.param(b"not a library\n" * 100, id="text"), "truncated"]
+)
+def test_corrupt_shared_object_says_what_to_do(tmp_path, content):
+    if content == "truncated":
+        content = LIBRARY.read_bytes()[:4096]
+    (copied_package(tmp_path) / LIBRARY.name).write_bytes(content)
+    done = python("import hymba_ops", cwd=tmp_path)
+    assert done.returncode == 1, done
+    assert re.search(r"ImportError: .*does not load with torch .*Rebuild it .*'pip install", done.stderr), done.stderr
+
+
+def test_old_torch_is_refused():
+    done = python("import torch; torch.__version__ = '2.9.1+cpu'; import hymba_ops", cwd=PACKAGE.parent)
+    assert done.returncode == 1
+    assert "ImportError: hymba_ops needs torch >= 2.11, found 2.9.1+cpu" in done.stderr
+
+
+def test_unknown_instruction_set_is_a_clear_error():
+    done = python(WHERE_AND_RUN, cwd=PACKAGE.parent, HYMBA_OPS_CPU_ISA="nonsense")
+    assert done.returncode == 1, done
+    assert re.search(r"ValueError: .*HYMBA_OPS_CPU_ISA must name an instruction set.*'nonsense'", done.stderr)
+
+
+def test_baseline_instruction_set_can_be_chosen():
+    code = WHERE_AND_RUN + "print(hymba_ops.build_info()['cpu_isa_selected'])"
+    done = python(code, cwd=PACKAGE.parent, HYMBA_OPS_CPU_ISA="baseline")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "baseline"
+
+
+def test_exports():
+    assert set(hymba_ops.__all__) == PUBLIC
+    for name in PUBLIC - {"__version__"}:
+        assert getattr(hymba_ops, name).__doc__, f"{name} has no docstring"
+
+
+def test_version_is_the_projects():
+    (version,) = re.findall(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert hymba_ops.__version__ == version
+
+
+def test_build_info():
+    info = hymba_ops.build_info()
+    assert info["version"] == hymba_ops.__version__
+    assert info["torch"] == torch.__version__
+    assert info["cpu_isa_selected"] in info["cpu_isas"].split()
+    assert "baseline" in info["cpu_isas"].split()
+    assert info["cuda_available"] == torch.cuda.is_available()
+    if not torch.cuda.is_available():
+        assert info["cuda_capability"] == ""
+        assert info["selected"] == f"cpu {info['cpu_isa_selected']}"
+    assert {"compiler", "cuda_architectures"} <= info.keys()
+
+
+# ---- Symbols ----
+
+
+def symbols(path, *options):
+    """(type, demangled name) of each symbol that nm lists."""
+    if shutil.which("nm") is None:
+        pytest.skip("needs nm (binutils)")
+    text = subprocess.run(["nm", "-C", *options, path], capture_output=True, text=True, check=True).stdout
+    lines = (re.match(r"[0-9a-f ]*? ?([A-Za-z]) (.*)", line) for line in text.splitlines())
+    return [match.groups() for match in lines if match]
+
+
+@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+def test_instruction_sets_do_not_leak(isa):
+    """The linker keeps one copy of each weak symbol: compiled for AVX-512 it would crash machines without."""
+    objects = sorted(ROOT.glob(f"build/temp*/cpu_*_{isa}.o"))
+    if not objects:
+        pytest.skip("needs the object files of a build in place (build/temp*)")
+    personality = "DW.ref.__gxx_personality_v0"  # data: the address of the C++ runtime's unwinder
+    leaks = [
+        f"{path.name}: {name}"
+        for path in objects
+        for kind, name in symbols(path, "--defined-only")
+        if kind in "WwVvu" and f"hymba::cpu::{isa}::" not in name and name != personality
+    ]
+    assert not leaks
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="symbol versions are Linux's")
+def test_shared_object_needs_only_stable_symbols():
+    """torch's stable ABI, the C and C++ runtimes, and nothing else: so that one wheel serves every torch."""
+    allowed = re.compile(
+        r"(aoti_torch_|torch_)\w+$"
+        r"|.*@@?(GLIBC|GLIBCXX|CXXABI|GCC)_"
+        r"|(_ITM_(de)?registerTMCloneTable|__gmon_start__|__cxa_finalize)"
+    )
+    needed = [name for _, name in symbols(LIBRARY, "-D", "--undefined-only")]
+    assert any(name.startswith("torch_") for name in needed)
+    assert [name for name in needed if not allowed.match(name)] == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="visibility is checked on ELF files")
+def test_shared_object_exports_nothing_of_its_own():
+    """Two libraries with the same C++ names in one process must not mix."""
+    exported = [name for kind, name in symbols(LIBRARY, "-D", "--defined-only") if "hymba" in name]
+    assert exported == []
