@@ -52,6 +52,9 @@ STABLE_TORCH_LIBRARY_IMPL(hymba_ops, CPU, m) {
   m.impl("attention", TORCH_BOX(&hymba::attention));
   m.impl("rotary", TORCH_BOX(&hymba::rotary));
   m.impl("causal_conv1d", TORCH_BOX(&hymba::causal_conv1d));
+  m.impl("selective_scan", TORCH_BOX(&hymba::selective_scan));
+  m.impl("causal_conv1d_update", TORCH_BOX(&hymba::causal_conv1d_update));
+  m.impl("selective_state_update", TORCH_BOX(&hymba::selective_state_update));
   m.impl("rms_norm", TORCH_BOX(&hymba::rms_norm));
   m.impl("norm_average", TORCH_BOX(&hymba::norm_average));
   m.impl("norm_average_project", TORCH_BOX(&hymba::norm_average_project));

@@ -9,6 +9,8 @@ from hymba_ops.config import HymbaConfig
 
 IGNORED_LABEL = -100
 
+_FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
 # ---- Rows of packed input ----
 
 
@@ -51,7 +53,7 @@ def shifted_labels(
         following = nn.functional.pad(sequence[1:], (0, 1), value=-1)
         together = (sequence == following) & (sequence < cu_seqlens.shape[0] - 1)
         targets = targets.masked_fill(~together, IGNORED_LABEL)
-    _check_values("labels", targets[targets != IGNORED_LABEL], config.vocab_size)
+    _check_values("labels", targets.masked_fill(targets == IGNORED_LABEL, 0), config.vocab_size)
     return targets
 
 
@@ -77,11 +79,11 @@ def check_ids(config: HymbaConfig, ids: Tensor) -> Tensor:
     return ids
 
 
-def _check_tensor(name: str, t: object, kinds: tuple[torch.dtype, ...] | None, shape: list) -> None:
+def _check_tensor(name: str, t: object, kinds: tuple[torch.dtype, ...], shape: list) -> None:
     """shape: expected sizes; a string stands for any size."""
     if not isinstance(t, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
-    if kinds is not None and t.dtype not in kinds:
+    if t.dtype not in kinds:
         names = " or ".join(str(kind).removeprefix("torch.") for kind in kinds)
         raise TypeError(f"{name} must be {names}, got {str(t.dtype).removeprefix('torch.')}")
     matches = t.dim() == len(shape) and all(
@@ -90,6 +92,11 @@ def _check_tensor(name: str, t: object, kinds: tuple[torch.dtype, ...] | None, s
     if not matches:
         text = ", ".join(str(size) for size in shape)
         raise ValueError(f"{name} must have shape [{text}], got {list(t.shape)}")
+
+
+def _check_device(name: str, t: Tensor, tokens: Tensor) -> None:
+    if t.device != tokens.device:
+        raise ValueError(f"{name} must be on the tokens' device {tokens.device}, got {t.device}")
 
 
 def check_inputs(
@@ -107,7 +114,7 @@ def check_inputs(
         _check_tensor("input_ids", input_ids, (torch.int64, torch.int32), ["B", "T"])
         tokens = input_ids
     else:
-        _check_tensor("inputs_embeds", inputs_embeds, None, ["B", "T", config.hidden_size])
+        _check_tensor("inputs_embeds", inputs_embeds, _FLOATING, ["B", "T", config.hidden_size])
         tokens = inputs_embeds
     if attention_mask is not None and cu_seqlens is not None:
         raise ValueError("at most one of attention_mask and cu_seqlens may be given, got both")
@@ -121,6 +128,7 @@ def check_inputs(
 def _check_mask(mask: Tensor, tokens: Tensor) -> None:
     kinds = (torch.bool, torch.int64, torch.int32, torch.uint8)
     _check_tensor("attention_mask", mask, kinds, list(tokens.shape[:2]))
+    _check_device("attention_mask", mask, tokens)
     present = mask.bool()
     if not torch.equal(present.to(mask.dtype), mask):
         raise ValueError("attention_mask must hold 0 and 1 only")
@@ -142,8 +150,7 @@ def _check_cu_seqlens(cu_seqlens: Tensor, tokens: Tensor) -> None:
         raise ValueError(f"cu_seqlens needs packed input with batch size 1, got batch size {batch}")
     if cu_seqlens.shape[0] == 0:
         raise ValueError("cu_seqlens must have shape [n + 1], got [0]")
-    if cu_seqlens.device != tokens.device:
-        raise ValueError(f"cu_seqlens must be on the tokens' device {tokens.device}, got {cu_seqlens.device}")
+    _check_device("cu_seqlens", cu_seqlens, tokens)
     if not _can_read(cu_seqlens):
         return
     # The ops cannot see these errors: they get the boundaries with memory tokens added.

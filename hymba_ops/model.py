@@ -21,7 +21,8 @@ from hymba_ops._inputs import (
     source_rows,
 )
 from hymba_ops.config import HymbaConfig
-from hymba_ops.modules import HymbaLayer, KeysValues, RMSNorm, default_positions
+from hymba_ops.modules import HymbaLayer, KeysValues, default_positions
+from hymba_ops.norms import RMSNorm
 
 _LAYER_KINDS = {"h": HymbaLayer}  # by the config's layer_type
 

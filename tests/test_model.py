@@ -15,7 +15,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from hymba_ops import HymbaConfig, HymbaForCausalLM, HymbaModel
 
 from kernel_cases import cu_seqlens
-from model_cases import DTYPES, SMALL, SWITCHES, both, randn, randomise, token_ids
+from model_cases import SMALL, SWITCHES, both, randn, randomise, token_ids
 from tolerance import assert_close
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -41,13 +41,26 @@ def test_logits_of_every_switch(changes):
 
 
 @pytest.mark.parametrize("length", [1, 4, 5, 6, 40])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 def test_logits(dtype, length):
     """Lengths around window and memory tokens."""
     ours, plain, exact = both("HymbaForCausalLM", dtype=dtype)
     logits = [m(token_ids(2, length)).logits for m in (ours, plain, exact)]
-    assert logits[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert_close(logits[0].double(), logits[1].double(), logits[2], dtype=dtype)
+    assert logits[0].dtype == dtype
+    assert_close(*logits, dtype=dtype)
+
+
+def rms(x):
+    return x.double().square().mean().sqrt().item()
+
+
+def test_logits_bfloat16():
+    """Through four layers bfloat16 leaves a few per cent of noise: as much as in the plain form, in rms."""
+    ours, plain, exact = both("HymbaForCausalLM", dtype=torch.bfloat16)
+    ids = token_ids(8, 40)
+    logits, plain_logits, exact_logits = (m(ids).logits for m in (ours, plain, exact))
+    assert logits.dtype == torch.float32
+    assert rms(logits - exact_logits) < 1.25 * rms(plain_logits - exact_logits) < 0.05 * rms(exact_logits)
 
 
 INPUTS = {
@@ -74,9 +87,9 @@ def test_logits_and_loss_of_every_kind_of_input(inputs):
     wide = {name: t.double() if t.is_floating_point() else t for name, t in inputs.items()}
     for extra in ({"labels": token_ids(*tokens.shape[:2], seed=1)}, {"logits_to_keep": 3}):
         results = ours(**inputs, **extra), plain(**inputs, **extra), exact(**wide, **extra)
-        assert_close(*(r.logits.double() for r in results), dtype=torch.float32, name="logits")
+        assert_close(*(r.logits for r in results), dtype=torch.float32, name="logits")
         if "labels" in extra:
-            assert_close(*(r.loss.double() for r in results), dtype=torch.float32, name="loss")
+            assert_close(*(r.loss for r in results), dtype=torch.float32, name="loss")
 
 
 # ---- A sequence alone, packed, padded ----
@@ -228,6 +241,18 @@ BAD_INPUTS = [
         id="embeds_size",
     ),
     pytest.param(
+        {"inputs_embeds": torch.ones(1, 3, 48, dtype=torch.int64)},
+        TypeError,
+        "inputs_embeds must be float32 or bfloat16 or float16 or float64, got int64",
+        id="embeds_dtype",
+    ),
+    pytest.param(
+        {"input_ids": token_ids(2, 3), "attention_mask": torch.ones(2, 3, device="meta").long()},
+        ValueError,
+        "attention_mask must be on the tokens' device cpu, got meta",
+        id="mask_device",
+    ),
+    pytest.param(
         {"input_ids": token_ids(2, 3), "attention_mask": torch.ones(2, 4).long()},
         ValueError,
         "attention_mask must have shape [2, 3], got [2, 4]",
@@ -349,15 +374,14 @@ def test_bad_inputs(arguments, error, message):
 
 
 def test_autocast():
-    m, ids = model(), token_ids(2, 20)
+    """As close to float32 as the whole model in bfloat16."""
+    m, ids = model(), token_ids(8, 40)
     expected = m(ids).logits
     with torch.autocast("cpu", torch.bfloat16):
         logits = m(ids).logits
-    error = (logits - expected).square().mean().sqrt() / expected.square().mean().sqrt()
     whole = copy.deepcopy(m).to(torch.bfloat16)(ids).logits
-    whole_error = (whole - expected).square().mean().sqrt() / expected.square().mean().sqrt()
     assert logits.dtype == torch.float32
-    assert 0 < error < 1.5 * whole_error < 0.15
+    assert 0 < rms(logits - expected) < 1.25 * rms(whole - expected) < 0.05 * rms(expected)
 
 
 def test_inference_mode():
@@ -380,8 +404,9 @@ def test_compiles_once_for_all_lengths():
     compiled = torch.compile(m, backend=counter, fullgraph=True, dynamic=True)
     for length in (8, 11, 30):
         ids = token_ids(2, length)
-        close(compiled(ids).logits, m(ids).logits)
-        assert torch.equal(compiled.lm_head.weight, m.model.embed_tokens.weight)
+        compiled_result, result = compiled(ids, labels=ids), m(ids, labels=ids)
+        close(compiled_result.logits, result.logits)
+        close(compiled_result.loss, result.loss)
     assert counter.frame_count == 1
 
 

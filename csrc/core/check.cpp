@@ -160,6 +160,20 @@ int64_t Check::cu_seqlens(const char* name, const Tensor& t, const char* like_na
   return count;
 }
 
+int64_t Check::step_tokens(const char* name, const Tensor& x, int64_t limit) const {
+  that(x.dim() == 2 || x.dim() == 3, name, "have shape [B, C] or [B, n, C]", shape_text(x));
+  const int64_t tokens = x.dim() == 2 ? 1 : x.size(1);
+  that(tokens >= 1 && tokens <= limit, name, concat("have 1 to ", limit, " tokens"), tokens);
+  return tokens;
+}
+
+void Check::writable(const char* name, const Tensor& t) const {
+  for (int64_t i = 0; i < t.dim(); ++i)
+    that(t.size(i) <= 1 || t.stride(i) != 0, name,
+         "have memory of its own for each element (it changes in place)",
+         concat("stride 0 in dimension ", i));
+}
+
 int64_t Check::sequences(const Tensor& x, const OptionalTensor& cu_seqlens) const {
   if (!cu_seqlens) return x.size(0);
   that(x.size(0) == 1, "x", "have batch size 1 where cu_seqlens is given", x.size(0));

@@ -70,6 +70,11 @@ class Check {
   // sequences.
   int64_t sequences(const Tensor& x, const OptionalTensor& cu_seqlens) const;
 
+  // x [B, C] or [B, n, C] of an update op, n from 1 to `limit`. Returns n.
+  int64_t step_tokens(const char* name, const Tensor& x, int64_t limit) const;
+  // No two elements share memory, as far as strides of 0 tell.
+  void writable(const char* name, const Tensor& t) const;
+
   [[noreturn]] void fail(const char* name, const std::string& expected, const std::string& got) const;
 
  private:

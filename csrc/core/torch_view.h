@@ -28,6 +28,11 @@ inline TokensView tokens_view(const OptionalTensor& t) {
   return t ? tokens_view(*t) : TokensView{};
 }
 
+// [B, C] or [B, n, C]
+inline TokensView step_view(const Tensor& t) {
+  return {t.data_ptr(), t.stride(0), t.dim() == 3 ? t.stride(1) : 0};
+}
+
 inline void* data_or_null(const OptionalTensor& t) {
   return t ? t->data_ptr() : nullptr;
 }

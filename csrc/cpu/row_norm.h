@@ -6,7 +6,7 @@ namespace hymba::cpu::HYMBA_ISA {
 
 // 1 / sqrt(mean(x^2) + eps) over `dim` elements.
 template <class T>
-HYMBA_INLINE compute_t<T> inverse_rms(const T* x, int64_t dim, float eps) {
+HYMBA_INLINE compute_t<T> inverse_rms(const T* x, int64_t dim, double eps) {
   using C = compute_t<T>;
   constexpr int64_t lanes = kLanes<C>;
   Vec<C> even = {}, odd = {};

@@ -49,6 +49,27 @@ HYMBA_INLINE Vec<C> broadcast(C x) {
   return x - Vec<C>{};
 }
 
+// a * b + c. Written out where a sum of two products would leave it to the compiler which of them is fused, which may
+// differ between two copies of the same code.
+HYMBA_INLINE FloatVec multiply_add(FloatVec a, FloatVec b, FloatVec c) {
+#if defined(__AVX512F__)
+  return (FloatVec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (FloatVec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+HYMBA_INLINE Vec<double> multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) {
+#if defined(__AVX512F__)
+  return (Vec<double>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__FMA__)
+  return (Vec<double>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#else
+  return a * b + c;
+#endif
+}
+
 template <class V>
 HYMBA_INLINE V vector_max(V a, V b) {
   return a > b ? a : b;

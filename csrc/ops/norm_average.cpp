@@ -32,7 +32,7 @@ Tensor norm_average(const Tensor& attn, const Tensor& ssm, const Tensor& attn_we
       .ssm_weight_is_f32 = is_f32(ssm_weight),
       .rows = row_count(rows),
       .dim = dim,
-      .eps = static_cast<float>(eps),
+      .eps = eps,
       .dtype = dtype_of(attn),
   };
   if (params.rows > 0) launch(attn, params, cpu::norm_average, HYMBA_CUDA(cuda::norm_average));

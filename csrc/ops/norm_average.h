@@ -19,7 +19,7 @@ struct NormAverageParams {
   bool ssm_weight_is_f32;
   int64_t rows;
   int64_t dim;  // D
-  float eps;
+  double eps;
   DType dtype;  // of attn, ssm and out
 };
 

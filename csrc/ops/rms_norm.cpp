@@ -23,7 +23,7 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
       .weight_is_f32 = is_f32(weight),
       .rows = row_count(rows),
       .dim = dim,
-      .eps = static_cast<float>(eps),
+      .eps = eps,
       .dtype = dtype_of(x),
   };
   if (params.rows > 0) launch(x, params, cpu::rms_norm);

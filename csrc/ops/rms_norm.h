@@ -15,7 +15,7 @@ struct RmsNormParams {
   bool weight_is_f32;  // else of dtype
   int64_t rows;
   int64_t dim;  // D
-  float eps;
+  double eps;
   DType dtype;  // of x and out
 };
 

@@ -1,0 +1,29 @@
+"""Rows of a larger state that a decode step reads and writes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def read_slots(
+    state: Tensor, rows: int, slots_in: Tensor | None, slots_out: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """state: [slots, ...]; slots_in, slots_out: int32 [rows] or None, for row b and for slots_in.
+
+    Returns the rows' states [rows, ...] and the slots to write, int64 [rows]: -1 where either slot is -1.
+    """
+    if slots_in is None:
+        slots_in = torch.arange(rows, device=state.device)
+    slots_out = slots_in if slots_out is None else slots_out
+    padding = (slots_in == -1) | (slots_out == -1)
+    # Padding reads some state too: `write_slots` drops what comes of it.
+    return state[slots_in.clamp(min=0).long()], slots_out.long().masked_fill(padding, -1)
+
+
+@torch.no_grad()
+def write_slots(state: Tensor, new: Tensor, out: Tensor, slots: Tensor) -> Tensor:
+    """Puts new [rows, ...] into state at slots; returns out [rows, ...] with zeros at padding."""
+    real = slots != -1
+    state[slots[real]] = new[real]
+    return torch.where(real.view(-1, *[1] * (out.dim() - 1)), out, 0)
