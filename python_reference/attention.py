@@ -73,16 +73,14 @@ def attention(
     return (out, lse) if return_lse else out
 
 
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, window: int | None, num_meta: int, scale: float
-) -> tuple[Tensor, Tensor]:
+def _attend(q: Tensor, k: Tensor, v: Tensor, window: int | None, num_meta: int, scale: float) -> tuple[Tensor, Tensor]:
     """One batch of dense sequences. Low precision as in FlashAttention's own reference: scores and probabilities are
     rounded to the dtype, the softmax between them is float32."""
-    (batch, length, heads, _), (keys, kv_heads) = q.shape, k.shape[1:3]
+    (batch, length, heads, dim), (keys, kv_heads) = q.shape, k.shape[1:3]
     positions = torch.arange(keys, device=q.device)
     mask = visible(positions[keys - length :], positions, window, num_meta)
 
-    q = q.reshape(batch, length, kv_heads, heads // kv_heads, -1)
+    q = q.reshape(batch, length, kv_heads, heads // kv_heads, dim)
     scores = torch.einsum("btkgd,bskd->btkgs", q * scale, k)
     scores = scores.to(torch.promote_types(q.dtype, torch.float32))
     scores = scores.masked_fill(~mask[:, None, None, :], -torch.inf)

@@ -65,9 +65,7 @@ def _gated_scan(
     dt_bias: Tensor | None, dt_softplus: bool, state: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     arithmetic, dtype = torch.promote_types(x.dtype, torch.float32), x.dtype
-    x, dt, A, B, C, D, z, dt_bias = (
-        None if t is None else t.to(arithmetic) for t in (x, dt, A, B, C, D, z, dt_bias)
-    )
+    x, dt, A, B, C, D, z, dt_bias = (None if t is None else t.to(arithmetic) for t in (x, dt, A, B, C, D, z, dt_bias))
     if dt_bias is not None:
         dt = dt + dt_bias
     if dt_softplus:

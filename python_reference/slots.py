@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 
-def read_slots(
-    state: Tensor, rows: int, slots_in: Tensor | None, slots_out: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def read_slots(state: Tensor, rows: int, slots_in: Tensor | None, slots_out: Tensor | None) -> tuple[Tensor, Tensor]:
     """state: [slots, ...]; slots_in, slots_out: int32 [rows] or None, for row b and for slots_in.
 
     Returns the rows' states [rows, ...] and the slots to write, int64 [rows]: -1 where either slot is -1.

@@ -50,7 +50,7 @@ def state_dict(folder, dtype):
     return {name: weight.to(dtype) for name, weight in _weights(folder).items()}
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)
 def golden_model(impl, folder, dtype=torch.float32):
     """impl: python_reference or hymba_ops. Shared between tests, which must not change it."""
     model = impl.HymbaForCausalLM(impl.HymbaConfig.from_pretrained(config_path(folder)))

@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+import torch._dynamo.testing
 
 DTYPES = [
     pytest.param(torch.float32, id="fp32"),
@@ -49,3 +50,36 @@ LAYOUTS = [pytest.param(f, id=f.__name__) for f in (dense, strided, unaligned)]
 def cu_seqlens(*lengths):
     """int32 boundaries of packed sequences of these lengths."""
     return torch.tensor([0, *lengths], dtype=torch.int32, device=DEVICE).cumsum(0, dtype=torch.int32)
+
+
+def bad_input(change, error, message):
+    """A parametrised case: the arguments to replace, the exception and the text that names tensor, expected and got."""
+    name = message.replace("\\", "").split(" got")[0].strip(" .*,")
+    return pytest.param(change, error, message, id="-".join(name.split())[:60])
+
+
+def assert_compiles_once(function, make_args, lengths):
+    """torch.compile(fullgraph, dynamic) of `function` serves every length with one graph and changes no bit."""
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=counter)
+    # Within its first call torch may start over (a float argument turned constant); later calls must reuse the graph.
+    backend_calls = []
+    for length in lengths:
+        for actual, expected in zip(compiled(*make_args(length)), function(*make_args(length)), strict=True):
+            assert torch.equal(actual, expected)
+        backend_calls.append(counter.frame_count)
+    assert backend_calls[0] >= 1 and len(set(backend_calls)) == 1, backend_calls
+
+
+def assert_threads_do_not_matter(function):
+    """function() -> tensor gives the same bits on 1, 2 and 3 threads."""
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(function())
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])

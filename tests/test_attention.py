@@ -8,7 +8,17 @@ import torch
 import python_reference as reference
 from hymba_ops import functional as F
 
-from kernel_cases import DEVICE, DTYPES, LAYOUTS, cu_seqlens, dense, randn
+from kernel_cases import (
+    DEVICE,
+    DTYPES,
+    LAYOUTS,
+    assert_compiles_once,
+    assert_threads_do_not_matter,
+    bad_input,
+    cu_seqlens,
+    dense,
+    randn,
+)
 from tolerance import assert_close, check_against_reference
 
 KEY_TILE = 64  # csrc/cpu/attention.cpp
@@ -139,13 +149,7 @@ def test_large_scores():
 
 def test_threads_do_not_change_bits():
     q, k, v = make_inputs(300, heads=(10, 2), dims=(64, 128))
-    results = []
-    before = torch.get_num_threads()
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        results.append(F.attention(q, k, v, window=100, num_meta=20))
-    torch.set_num_threads(before)
-    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+    assert_threads_do_not_matter(lambda: F.attention(q, k, v, window=100, num_meta=20))
 
 
 def test_empty_batch():
@@ -171,18 +175,10 @@ def test_opcheck(case):
 
 
 def test_compiles_once_for_all_lengths():
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
-
-    @torch.compile(fullgraph=True, dynamic=True, backend=counter)
     def f(q, k, v):
         return F.attention(q * 2, k, v, window=8, num_meta=3, return_lse=True)
 
-    for T in (40, 17, 90):
-        q, k, v = make_inputs(T)
-        expected = F.attention(q * 2, k, v, window=8, num_meta=3, return_lse=True)
-        out, lse = f(q, k, v)
-        assert torch.equal(out, expected[0]) and torch.equal(lse, expected[1])
-    assert counter.frame_count == 1
+    assert_compiles_once(f, make_inputs, (40, 17, 90))
 
 
 def test_backward_is_refused_by_name():
@@ -192,43 +188,39 @@ def test_backward_is_refused_by_name():
         out.sum().backward()
 
 
-def bad(change, error, message):
-    return pytest.param(change, error, message, id=message.split("got")[0].strip(" .*").replace(" ", "-")[:60])
-
-
 Q, K, V = (1, 6, 4, 8), (1, 6, 2, 8), (1, 6, 2, 12)
 BAD_INPUTS = [
-    bad({"q": torch.zeros(6, 4, 8)}, ValueError, r"q must have shape \[B, T, Hq, Dk\], got \[6, 4, 8\]"),
-    bad({"k": torch.zeros(1, 6, 2, 9)}, ValueError, r"k must have shape .* = \[1, \*, \*, 8\], got \[1, 6, 2, 9\]"),
-    bad({"k": torch.zeros(2, 6, 2, 8)}, ValueError, r"k must have shape .*got \[2, 6, 2, 8\]"),
-    bad({"v": torch.zeros(1, 5, 2, 12)}, ValueError, r"v must have shape .*got \[1, 5, 2, 12\]"),
-    bad({"v": torch.zeros(1, 6, 1, 12)}, ValueError, r"v must have shape .*got \[1, 6, 1, 12\]"),
-    bad({"q": torch.zeros(1, 6, 5, 8)}, ValueError, r"q must have a multiple of k's 2 heads, got 5"),
-    bad({"q": torch.zeros(1, 6, 0, 8)}, ValueError, r"q must have a multiple of k's 2 heads, got 0"),
-    bad({"q": torch.zeros(1, 7, 4, 8)}, ValueError, r"k must have at least q's 7 positions .*got 6"),
-    bad({"k": torch.zeros(K, dtype=torch.bfloat16)}, ValueError, r"k must have q's dtype float32, got bfloat16"),
-    bad({"q": torch.zeros(Q, dtype=torch.int64)}, ValueError, r"q must be float16, .*got int64"),
-    bad({"q": torch.zeros(1, 6, 8, 4).transpose(2, 3)}, ValueError, r"q must have a contiguous last .*got stride 4"),
-    bad({"q": torch.zeros(1, 6, 4, 257), "k": torch.zeros(1, 6, 2, 257)}, ValueError, r"q must have a head .*got 257"),
-    bad({"v": torch.zeros(1, 6, 2, 0)}, ValueError, r"v must have a head dim of 1 to 256, got 0"),
-    bad({"window": -1}, ValueError, r"window must be at least 0, or None, got -1"),
-    bad({"num_meta": -3}, ValueError, r"num_meta must be at least 0, got -3"),
-    bad({"meta_k": torch.zeros(3, 2, 8)}, ValueError, r"meta_v must be given together with the other one, got None"),
-    bad({"meta_v": torch.zeros(3, 2, 12)}, ValueError, r"meta_k must be given together with the other one, got None"),
-    bad({"meta_k": torch.zeros(3, 2, 8), "meta_v": torch.zeros(4, 2, 12)}, ValueError, r"meta_v .*got \[4"),
-    bad({"meta_k": torch.zeros(3, 2, 8), "meta_v": torch.zeros(3, 2, 12), "num_meta": 1}, ValueError,
+    bad_input({"q": torch.zeros(6, 4, 8)}, ValueError, r"q must have shape \[B, T, Hq, Dk\], got \[6, 4, 8\]"),
+    bad_input({"k": torch.zeros(1, 6, 2, 9)}, ValueError, r"k must have shape .* = \[1, \*, \*, 8\], got \[1, 6, 2, 9\]"),
+    bad_input({"k": torch.zeros(2, 6, 2, 8)}, ValueError, r"k must have shape .*got \[2, 6, 2, 8\]"),
+    bad_input({"v": torch.zeros(1, 5, 2, 12)}, ValueError, r"v must have shape .*got \[1, 5, 2, 12\]"),
+    bad_input({"v": torch.zeros(1, 6, 1, 12)}, ValueError, r"v must have shape .*got \[1, 6, 1, 12\]"),
+    bad_input({"q": torch.zeros(1, 6, 5, 8)}, ValueError, r"q must have a multiple of k's 2 heads, got 5"),
+    bad_input({"q": torch.zeros(1, 6, 0, 8)}, ValueError, r"q must have a multiple of k's 2 heads, got 0"),
+    bad_input({"q": torch.zeros(1, 7, 4, 8)}, ValueError, r"k must have at least q's 7 positions .*got 6"),
+    bad_input({"k": torch.zeros(K, dtype=torch.bfloat16)}, ValueError, r"k must have q's dtype float32, got bfloat16"),
+    bad_input({"q": torch.zeros(Q, dtype=torch.int64)}, ValueError, r"q must be float16, .*got int64"),
+    bad_input({"q": torch.zeros(1, 6, 8, 4).transpose(2, 3)}, ValueError, r"q must have a contiguous last .*got stride 4"),
+    bad_input({"q": torch.zeros(1, 6, 4, 257), "k": torch.zeros(1, 6, 2, 257)}, ValueError, r"q must have a head .*got 257"),
+    bad_input({"v": torch.zeros(1, 6, 2, 0)}, ValueError, r"v must have a head dim of 1 to 256, got 0"),
+    bad_input({"window": -1}, ValueError, r"window must be at least 0, or None, got -1"),
+    bad_input({"num_meta": -3}, ValueError, r"num_meta must be at least 0, got -3"),
+    bad_input({"meta_k": torch.zeros(3, 2, 8)}, ValueError, r"meta_v must be given together with the other one, got None"),
+    bad_input({"meta_v": torch.zeros(3, 2, 12)}, ValueError, r"meta_k must be given together with the other one, got None"),
+    bad_input({"meta_k": torch.zeros(3, 2, 8), "meta_v": torch.zeros(4, 2, 12)}, ValueError, r"meta_v .*got \[4"),
+    bad_input({"meta_k": torch.zeros(3, 2, 8), "meta_v": torch.zeros(3, 2, 12), "num_meta": 1}, ValueError,
         r"num_meta must be 0 where meta_k and meta_v are given, got 1"),
-    bad({"cu_seqlens": torch.tensor([0, 6])}, ValueError, r"cu_seqlens must be int32, got int64"),
-    bad({"cu_seqlens": torch.tensor([1, 6], dtype=torch.int32)}, ValueError, r"cu_seqlens must start at 0, got 1"),
-    bad({"cu_seqlens": torch.tensor([0, 4, 3], dtype=torch.int32)}, ValueError, r"cu_seqlens must never .*got 3"),
-    bad({"cu_seqlens": torch.tensor([0, 7], dtype=torch.int32)}, ValueError, r"cu_seqlens must end at or below q's 6"),
-    bad({"cu_seqlens": torch.zeros(0, dtype=torch.int32)}, ValueError, r"cu_seqlens must have shape \[sequences"),
-    bad({"cu_seqlens_k": cu_seqlens(6)}, ValueError, r"cu_seqlens_k must come with cu_seqlens"),
-    bad({"cu_seqlens": cu_seqlens(3, 3), "cu_seqlens_k": cu_seqlens(6)}, ValueError, r"cu_seqlens_k must have cu"),
-    bad({"cu_seqlens": cu_seqlens(3, 3), "cu_seqlens_k": cu_seqlens(4, 2)}, ValueError, r"sequence 1 at least its 3"),
-    bad({"k": "keys"}, TypeError, r"'Tensor' for argument 'k'.*str"),
-    bad({"q": [[1.0]]}, TypeError, r"'Tensor' for argument 'q'.*list"),
-    bad({"window": 2.5}, TypeError, r"argument 'window'.*float"),
+    bad_input({"cu_seqlens": torch.tensor([0, 6])}, ValueError, r"cu_seqlens must be int32, got int64"),
+    bad_input({"cu_seqlens": torch.tensor([1, 6], dtype=torch.int32)}, ValueError, r"cu_seqlens must start at 0, got 1"),
+    bad_input({"cu_seqlens": torch.tensor([0, 4, 3], dtype=torch.int32)}, ValueError, r"cu_seqlens must never .*got 3"),
+    bad_input({"cu_seqlens": torch.tensor([0, 7], dtype=torch.int32)}, ValueError, r"cu_seqlens must end at or below q's 6"),
+    bad_input({"cu_seqlens": torch.zeros(0, dtype=torch.int32)}, ValueError, r"cu_seqlens must have shape \[sequences"),
+    bad_input({"cu_seqlens_k": cu_seqlens(6)}, ValueError, r"cu_seqlens_k must come with cu_seqlens"),
+    bad_input({"cu_seqlens": cu_seqlens(3, 3), "cu_seqlens_k": cu_seqlens(6)}, ValueError, r"cu_seqlens_k must have cu"),
+    bad_input({"cu_seqlens": cu_seqlens(3, 3), "cu_seqlens_k": cu_seqlens(4, 2)}, ValueError, r"sequence 1 at least its 3"),
+    bad_input({"k": "keys"}, TypeError, r"'Tensor' for argument 'k'.*str"),
+    bad_input({"q": [[1.0]]}, TypeError, r"'Tensor' for argument 'q'.*list"),
+    bad_input({"window": 2.5}, TypeError, r"argument 'window'.*float"),
 ]  # fmt: skip
 
 

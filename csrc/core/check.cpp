@@ -68,6 +68,7 @@ void Check::fail(const char* name, const std::string& expected, const std::strin
 }
 
 void Check::floating(const char* name, const Tensor& t) const {
+  that(t.defined(), name, "be a tensor", "None");
   that(t.layout() == torch::headeronly::Layout::Strided, name, "be a strided (dense) tensor",
        "another layout");
   that(find_dtype(t).has_value(), name, "be float16, bfloat16, float32 or float64", dtype_name(t));
@@ -78,6 +79,7 @@ void Check::floating(const char* name, const Tensor& t) const {
 }
 
 void Check::same_device(const char* name, const Tensor& t, const char* like_name, const Tensor& like) const {
+  that(t.defined(), name, "be a tensor", "None");
   that(t.device() == like.device(), name, concat("be on ", like_name, "'s device ", device_name(like)),
        device_name(t));
 }

@@ -103,18 +103,24 @@ HYMBA_INLINE void mask_row(C* scores, const Mask& mask, int64_t i, int64_t j0, i
   }
 }
 
+// What is subtracted from a row's scores: its maximum. Where that is -inf (no key seen yet) or +inf the
+// difference would be NaN; without a shift the sum comes out as 0 or inf, the output as NaN and lse as -inf
+// or inf, as in the plain form.
+template <class C>
+HYMBA_INLINE C softmax_shift(C row_max) {
+  return std::isinf(row_max) ? C(0) : row_max;
+}
+
 // P = exp2(S - max) in place; the running maximum, sum and output factor of the row follow.
 template <class C>
 HYMBA_INLINE void softmax_row(Tiles<C>& tiles, int64_t row) {
-  constexpr C kMinusInf = -std::numeric_limits<C>::infinity();
   C* scores = &tiles.scores[row * kKeyTile];
   Vec<C> largest = load(scores);
   for (int64_t c = kLanes<C>; c < kKeyTile; c += kLanes<C>) largest = vector_max(largest, load(scores + c));
   const C old_max = tiles.row_max[row];
   const C tile_max = lane_max<C>(largest);
   const C new_max = tile_max > old_max ? tile_max : old_max;
-  // A row that has seen no key yet: -inf - (-inf) would be NaN.
-  const C shift = new_max == kMinusInf ? C(0) : new_max;
+  const C shift = softmax_shift(new_max);
   const C factor = exp2(broadcast(old_max - shift))[0];
   Vec<C> sum = {};
   for (int64_t c = 0; c < kKeyTile; c += kLanes<C>) {
@@ -190,7 +196,9 @@ static void store_rows(const AttentionParams& p, const Item& item, const Tiles<c
     T* out = static_cast<T*>(p.out) + index * p.v_dim;
     for (int64_t d = 0; d < p.v_dim; d += kLanes<C>)
       store_n(out + d, load(in + d) * inverse, at_most(p.v_dim - d, kLanes<C>));
-    if (p.lse) static_cast<C*>(p.lse)[index] = static_cast<C>((tiles.row_max[row] + std::log2(sum)) * kLn2);
+    if (p.lse)
+      static_cast<C*>(p.lse)[index] =
+          static_cast<C>((softmax_shift(tiles.row_max[row]) + std::log2(sum)) * kLn2);
   }
 }
 

@@ -14,11 +14,11 @@ Tensor norm_average(const Tensor& attn, const Tensor& ssm, const Tensor& attn_we
   check.that(shape_text(ssm) == shape_text(attn), "ssm", "have attn's shape " + shape_text(attn),
              shape_text(ssm));
   const int64_t dim = attn.size(attn.dim() - 1);
+  check.that(dim >= 1, "attn", "have a last dimension of at least 1", shape_text(attn));
   check.same_type_or_f32("attn_weight", attn_weight, "attn", attn);
   check.shape("attn_weight", attn_weight, "[D]", {dim});
   check.same_type_or_f32("ssm_weight", ssm_weight, "attn", attn);
   check.shape("ssm_weight", ssm_weight, "[D]", {dim});
-  check.that(dim >= 1, "attn", "have a last dimension of at least 1", shape_text(attn));
 
   const Tensor out = new_like(attn);
   const RowView rows = row_view(attn);

@@ -1,0 +1,118 @@
+"""rotary against python_reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import python_reference as reference
+from hymba_ops import functional as F
+
+from kernel_cases import DTYPES, LAYOUTS, assert_compiles_once, assert_threads_do_not_matter, bad_input, randn
+from tolerance import assert_close
+
+
+def frequencies(D, base=10000.0):
+    return base ** (-torch.arange(0, D, 2, dtype=torch.float32) / D)
+
+
+def check(x, positions, inv_freq):
+    """positions and inv_freq stay int32 and float32 for the float64 run: the angles are part of the definition."""
+    actual = F.rotary(x, positions, inv_freq)
+    exact = reference.rotary(x.double(), positions, inv_freq)
+    assert_close(actual, reference.rotary(x, positions, inv_freq), exact, dtype=x.dtype)
+    return actual
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("D", [2, 4, 6, 14, 16, 18, 30, 32, 34, 64, 256], ids=lambda d: f"D{d}")
+def test_matches_reference(D, layout, dtype):
+    positions = torch.arange(5, 12, dtype=torch.int32)
+    check(layout(randn(2, 7, 3, D, dtype=dtype)), positions, frequencies(D))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_positions_of_each_row(dtype):
+    positions = torch.tensor([[0, 1, 2, 3], [100, 7, 100, 2**20]], dtype=torch.int32)
+    x = randn(2, 4, 3, 16, dtype=dtype)
+    out = check(x, positions, frequencies(16))
+    assert torch.equal(out[0, 0], x[0, 0])  # position 0 turns nothing
+    strided = torch.zeros(2, 9, dtype=torch.int32)[:, 2:6].copy_(positions)
+    assert torch.equal(F.rotary(x, strided, frequencies(16)), out)
+
+
+def test_far_positions_keep_float32_accuracy():
+    """Angles up to a million radians: the argument reduction must not lose bits."""
+    positions = torch.randint(0, 1_000_000, (1, 4000), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
+    x = torch.ones(1, 4000, 1, 16)
+    inv_freq = frequencies(16, 3.0)
+    exact = reference.rotary(x.double(), positions, inv_freq)
+    assert (F.rotary(x, positions, inv_freq).double() - exact).abs().max() < 5e-7
+
+
+def test_slice_of_a_projection():
+    q = randn(2, 5, 200)[..., 16:144].unflatten(-1, (8, 16))
+    check(q, torch.arange(5, dtype=torch.int32), frequencies(16))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+def test_nan_and_inf_stay_in_their_pair(value):
+    x = randn(1, 3, 2, 16)
+    x[0, 1, 1, 3] = value
+    check(x, torch.arange(1, 4, dtype=torch.int32), frequencies(16))
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 2, 8), (2, 0, 2, 8), (2, 3, 0, 8)], ids=str)
+def test_empty(shape):
+    assert F.rotary(torch.zeros(shape), torch.zeros(shape[1], dtype=torch.int32), frequencies(8)).shape == shape
+
+
+def test_threads_do_not_change_bits():
+    x, positions = randn(1, 600, 5, 64), torch.arange(600, dtype=torch.int32)
+    assert_threads_do_not_matter(lambda: F.rotary(x, positions, frequencies(64)))
+
+
+def test_opcheck():
+    for positions in (torch.arange(6, dtype=torch.int32), torch.zeros(2, 6, dtype=torch.int32)):
+        torch.library.opcheck(torch.ops.hymba_ops.rotary.default, (randn(2, 6, 3, 16), positions, frequencies(16)))
+
+
+def test_compiles_once_for_all_lengths():
+    assert_compiles_once(
+        lambda x, p, f: (F.rotary(x * 2, p, f),),
+        lambda T: (randn(2, T, 3, 16), torch.arange(T, dtype=torch.int32), frequencies(16)),
+        (7, 20, 3),
+    )
+
+
+def test_backward_is_refused_by_name():
+    x, positions = randn(1, 3, 2, 8).requires_grad_(), torch.arange(3, dtype=torch.int32)
+    with pytest.raises(NotImplementedError, match="hymba_ops::rotary has no backward"):
+        F.rotary(x, positions, frequencies(8)).sum().backward()
+
+
+BAD_INPUTS = [
+    bad_input({"x": torch.zeros(2, 6, 8)}, ValueError, r"x must have shape \[B, T, H, D\], got \[2, 6, 8\]"),
+    bad_input({"x": torch.zeros(2, 6, 3, 7)}, ValueError, r"x must have an even head dim, got 7"),
+    bad_input({"x": torch.zeros(2, 6, 3, 0)}, ValueError, r"x must have an even head dim, got 0"),
+    bad_input({"x": torch.zeros(2, 6, 3, 8, dtype=torch.int32)}, ValueError, r"x must be float16.*, got int32"),
+    bad_input({"x": torch.zeros(2, 6, 8, 3).mT}, ValueError, r"x must have a contiguous last .*got stride 3"),
+    bad_input({"positions": torch.arange(6)}, ValueError, r"positions must be int32, got int64"),
+    bad_input({"positions": torch.zeros(5, dtype=torch.int32)}, ValueError, r"positions must .* = \[6\], got \[5\]"),
+    bad_input(
+        {"positions": torch.zeros(3, 6, dtype=torch.int32)}, ValueError, r"positions must .* = \[2, 6\], got \[3"
+    ),
+    bad_input({"positions": torch.zeros((), dtype=torch.int32)}, ValueError, r"positions must have shape .*got \[\]"),
+    bad_input({"inv_freq": torch.zeros(3)}, ValueError, r"inv_freq must have shape \[D / 2\] = \[4\], got \[3\]"),
+    bad_input({"inv_freq": torch.zeros(4).double()}, ValueError, r"inv_freq must be float32, got float64"),
+    bad_input({"positions": [0, 1]}, TypeError, r"'Tensor' for argument 'positions'.*list"),
+]
+
+
+@pytest.mark.parametrize("change,error,message", BAD_INPUTS)
+def test_bad_input_is_refused(change, error, message):
+    arguments = {"x": torch.zeros(2, 6, 3, 8), "positions": torch.arange(6, dtype=torch.int32),
+                 "inv_freq": torch.zeros(4), **change}  # fmt: skip
+    with pytest.raises(error, match=message):
+        F.rotary(*arguments.values())
