@@ -56,9 +56,8 @@ class HymbaModel(nn.Module):
         if config.num_memory_tokens > 0:
             self.memory_tokens = nn.Parameter(torch.randn(config.num_memory_tokens, config.hidden_size, **factory))
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, **factory)
-        self.layers = nn.ModuleList(
-            _LAYER_KINDS[kind](config, index, **factory) for index, kind in enumerate(config.layer_type)
-        )
+        kinds = config.layer_type or ["h"] * config.num_hidden_layers
+        self.layers = nn.ModuleList(_LAYER_KINDS[kind](config, index, **factory) for index, kind in enumerate(kinds))
         self.final_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, **factory)
         self._producers = [config.producer(index) for index in range(config.num_hidden_layers)]
         nn.init.normal_(self.embed_tokens.weight, std=config.initializer_range)
