@@ -113,9 +113,26 @@ _FIELDS = {
 
 # Fields of published files that change nothing here.
 _WITHOUT_EFFECT = frozenset(
-    "architectures attn_implementation attn_implementation_new auto_map calc_logits_for_entire_prompt conv_dim "
-    "hidden_act model_type num_experts_per_tok output_router_logits router_aux_loss_coef seq_length torch_dtype dtype "
-    "transformers_version use_cache use_mamba_kernels _name_or_path".split()  # noqa: SIM905
+    [
+        "architectures",
+        "attn_implementation",
+        "attn_implementation_new",
+        "auto_map",
+        "calc_logits_for_entire_prompt",
+        "conv_dim",
+        "hidden_act",
+        "model_type",
+        "num_experts_per_tok",
+        "output_router_logits",
+        "router_aux_loss_coef",
+        "seq_length",
+        "torch_dtype",
+        "dtype",
+        "transformers_version",
+        "use_cache",
+        "use_mamba_kernels",
+        "_name_or_path",
+    ]
 )
 
 

@@ -202,7 +202,7 @@ class HymbaForCausalLM(nn.Module):
         hidden = self.model(
             input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask, cu_seqlens=cu_seqlens, cache=cache
         )
-        logits = at_least_float32(self.lm_head(hidden[:, -logits_to_keep:]))
+        logits = at_least_float32(self.lm_head(hidden[:, -logits_to_keep:]))  # -0 is 0: all of them
         loss = None
         if labels is not None:
             targets = _shifted(labels, attention_mask, cu_seqlens)

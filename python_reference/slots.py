@@ -14,9 +14,8 @@ def read_slots(state: Tensor, rows: int, slots_in: Tensor | None, slots_out: Ten
     if slots_in is None:
         slots_in = torch.arange(rows, device=state.device)
     slots_out = slots_in if slots_out is None else slots_out
-    padding = (slots_in == -1) | (slots_out == -1)
     # Padding reads some state too: `write_slots` drops what comes of it.
-    return state[slots_in.clamp(min=0).long()], slots_out.long().masked_fill(padding, -1)
+    return state[slots_in.clamp(min=0).long()], slots_out.long().masked_fill(slots_in == -1, -1)
 
 
 @torch.no_grad()

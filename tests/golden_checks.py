@@ -17,13 +17,13 @@ PROMPTS = {TINY: ["1", "13", "16", "33", "b2"], LAYER: ["1020", "1300"]}  # labe
 BRANCHES = ["attn_out", "ssm_out", "mixer_out", "layer_out"]
 
 LOGIT_LIMIT = 2e-4  # largest float32 error
-TENSOR_LIMIT = 1e-5  # float32 error of an intermediate tensor, relative to its largest element
+TENSOR_LIMIT = 2e-5  # float32 error of an intermediate tensor, relative to its largest element
 BFLOAT16_LIMIT = {LAYER: 1.5 * 0.01, TINY: 1.5 * 0.045}  # of the logits, relative rms
 
 
 def assert_near(actual, expected, limit, name):
-    error = (actual.double() - expected.double()).abs().max().item()
     assert actual.shape == expected.shape, f"{name}: shape {list(actual.shape)}, expected {list(expected.shape)}"
+    error = (actual.double() - expected.double()).abs().max().item()
     assert error <= limit, f"{name}: error {error:.2e}, limit {limit:.2e}"
 
 

@@ -238,7 +238,7 @@ def test_scan_and_conv_round_once(dtype):
 
 SLOTS = pytest.mark.parametrize(
     "slots_in, slots_out",
-    [(None, None), ([3, -1, 0], None), ([3, 1, 0], [2, -1, 4])],
+    [(None, None), ([3, -1, 0], None), ([3, 1, -1], [2, -1, 4])],
     ids=["rows", "padding_row", "fork"],
 )
 
