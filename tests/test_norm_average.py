@@ -128,3 +128,18 @@ def test_bad_projection_is_refused():
         ValueError, match=r"norm_average_project: proj_weight must have shape \[O, D\] = \[\*, 8\], got"
     ):
         F.norm_average_project(*make_inputs(2, 8), torch.zeros(5, 9, device=DEVICE))
+
+
+@pytest.mark.parametrize("shape", [(8,), (5, 8), (2, 3, 8), (2, 3, 4, 8), (0, 8), (2, 0, 8)], ids=str)
+@pytest.mark.parametrize("outputs", [1, 6, 0])
+def test_project_ranks(shape, outputs):
+    inputs = (*make_inputs(*shape), randn(outputs, 8, seed=9))
+    out = check_against_reference(F.norm_average_project, reference.norm_average_project, *inputs, dtype=torch.float32)
+    assert out.shape == (*shape[:-1], outputs)
+
+
+def test_autocast_leaves_the_dtype_alone():
+    inputs = (*make_inputs(3, 8), randn(6, 8, seed=9))
+    expected = F.norm_average_project(*inputs)
+    with torch.autocast(inputs[0].device.type, dtype=torch.bfloat16):
+        assert torch.equal(F.norm_average_project(*inputs), expected)

@@ -3,6 +3,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <array>
+
 #include "core/check.h"
 #include "core/sequences.h"
 #include "core/view.h"
@@ -57,9 +59,13 @@ inline Tensor new_zeros(const Tensor& t, std::initializer_list<int64_t> sizes,
 inline Tensor new_like(const Tensor& t) {
   return torch::stable::new_empty(t, t.sizes());
 }
-// x @ weight.T, by torch's GEMM
-inline Tensor linear(const Tensor& x, const Tensor& weight) {
-  return torch::stable::matmul(x, torch::stable::transpose(weight, 0, 1));
+// out = x @ weight.T by torch's GEMM: x [rows, K], weight [O, K], out [rows, O]. The out= form, which
+// autocast leaves alone: an op's result has its inputs' dtype.
+inline void linear_out(const Tensor& out, const Tensor& x, const Tensor& weight) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 3> stack{from(x), from(torch::stable::transpose(weight, 0, 1)), from(out)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  torch::stable::detail::to<Tensor>(stack[0]);  // takes over the returned reference
 }
 // float64 beside float64, else float32
 inline torch::headeronly::ScalarType state_dtype(const Tensor& x) {

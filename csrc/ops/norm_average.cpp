@@ -1,5 +1,7 @@
 #include "ops/norm_average.h"
 
+#include <vector>
+
 #include "core/launch.h"
 #include "ops/ops.h"
 
@@ -47,7 +49,15 @@ Tensor norm_average_project(const Tensor& attn, const Tensor& ssm, const Tensor&
   check.same_type("proj_weight", proj_weight, "attn", attn);
   check.shape("proj_weight", proj_weight, "[O, D]", {kAnySize, attn.size(attn.dim() - 1)});
   const Tensor averaged = norm_average(attn, ssm, attn_weight, ssm_weight, eps);
-  return linear(averaged, proj_weight);
+
+  std::vector<int64_t> out_sizes(attn.sizes().begin(), attn.sizes().end());
+  const int64_t dim = out_sizes.back(), outputs = proj_weight.size(0);
+  out_sizes.back() = outputs;
+  const Tensor out = torch::stable::new_empty(attn, out_sizes);
+  const int64_t rows = averaged.numel() / dim;
+  linear_out(torch::stable::view(out, {rows, outputs}), torch::stable::view(averaged, {rows, dim}),
+             proj_weight);
+  return out;
 }
 
 }  // namespace hymba
