@@ -45,10 +45,13 @@ STABLE_TORCH_LIBRARY(hymba_ops, m) {
       "proj_weight, "
       "float eps) -> Tensor");
 
+  // For bench/roofline.py: not part of the API.
+  m.def("_exp2_sum(Tensor x, int repeats) -> Tensor");
   m.def("build_info() -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hymba_ops, CPU, m) {
+  m.impl("_exp2_sum", TORCH_BOX(&hymba::exp2_sum));
   m.impl("attention", TORCH_BOX(&hymba::attention));
   m.impl("rotary", TORCH_BOX(&hymba::rotary));
   m.impl("causal_conv1d", TORCH_BOX(&hymba::causal_conv1d));

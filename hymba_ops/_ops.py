@@ -133,6 +133,11 @@ def _norm_average_project(attn, ssm, attn_weight, ssm_weight, proj_weight, eps):
     return attn.new_empty((*attn.shape[:-1], proj_weight.shape[0]))
 
 
+@_fake("_exp2_sum")
+def _exp2_sum(x, repeats):
+    return x.new_empty(x.shape)
+
+
 # ---- Autograd ----
 
 

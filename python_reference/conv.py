@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from python_reference.packing import sequences
-from python_reference.slots import read_slots, write_slots
+from python_reference.slots import read_slots, refuse_grad, write_slots
 
 
 def causal_conv1d(
@@ -88,7 +88,11 @@ def causal_conv1d_update(
 
     Returns:
         x's shape and dtype.
+
+    Raises:
+        ValueError: an input requires grad, or a slot that one row writes is read or written by another.
     """
+    refuse_grad("causal_conv1d_update", x=x, state=state, weight=weight, bias=bias)
     tokens = x if x.dim() == 3 else x[:, None]
     initial_state, slots = read_slots(state, tokens.shape[0], slots_in, slots_out)
     out, final_state = causal_conv1d(

@@ -146,6 +146,10 @@ class HybridMixer(nn.Module):
                 f"HybridMixer {self.layer_index}: kv must be the keys and values of layer "
                 f"{self.config.producer(self.layer_index)}, got None"
             )
+        if kv is not None and cu_seqlens is not None and not self.borrows_kv:
+            raise ValueError(
+                f"HybridMixer {self.layer_index}: kv must be None in packed input of a layer that makes its own"
+            )
         q, k, v, x, z = self.in_proj(hidden).split(self._in_proj_sizes(), dim=-1)
         attn, kv = self.attention_branch(q, k, v, positions, cu_seqlens, kv)
         ssm, state = self.ssm_branch(x, z, cu_seqlens, initial_state)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from python_reference.cache import HymbaCache
 from python_reference.config import HymbaConfig
 from python_reference.mixer import HybridMixer, KeysValues, MixerState, RMSNorm, at_least_float32, init_linear
-from python_reference.packing import sequences
+from python_reference.packing import sequences, tokens_present
 
 
 class HymbaMLP(nn.Module):
@@ -94,7 +94,8 @@ class HymbaModel(nn.Module):
 
         Args:
             input_ids: int [B, T]; or inputs_embeds: [B, T, hidden_size].
-            attention_mask: [B, T], 1 at tokens and 0 at the padding before or after a row's tokens.
+            attention_mask: [B, T], 1 at tokens and 0 at the padding before or after a row's tokens; a row without
+                tokens, or with padding between them, is a ValueError.
             cu_seqlens: int32 [n + 1], packed input with B = 1, memory tokens not counted.
             cache: what came before these tokens; changed in place. Dense input only.
 
@@ -107,7 +108,7 @@ class HymbaModel(nn.Module):
             raise ValueError("HymbaModel: at most one of attention_mask, cu_seqlens and cache may be given")
         embeds = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if attention_mask is not None:
-            return self._forward_padded(embeds, attention_mask.bool())
+            return self._forward_padded(embeds, tokens_present(attention_mask))
         if cu_seqlens is not None:
             return self._forward_packed(embeds, cu_seqlens)
         return self._forward_dense(embeds, HymbaCache() if cache is None else cache)
@@ -211,12 +212,18 @@ class HymbaForCausalLM(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, input_ids: Tensor, *, max_new_tokens: int, stop_token_ids: Sequence[int] | None = None
+        self,
+        input_ids: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        max_new_tokens: int,
+        stop_token_ids: Sequence[int] | None = None,
     ) -> Tensor:
-        """Greedy decoding, one token a step.
+        """Greedy decoding, one token a step; a padded batch is decoded row by row.
 
         Args:
             input_ids: int64 [B, T].
+            attention_mask: [B, T], as in `HymbaModel.forward`; None when every row has T tokens.
             max_new_tokens: n.
             stop_token_ids: a row that makes one of these stops there and is filled with the pad id; None for the
                 config's eos_token_id (null: never), () for never.
@@ -224,6 +231,13 @@ class HymbaForCausalLM(nn.Module):
         Returns:
             [B, T + n], prompt included; shorter when every row has stopped.
         """
+        if attention_mask is not None:
+            rows = zip(input_ids, tokens_present(attention_mask), strict=True)
+            prompts = [ids[present][None] for ids, present in rows]
+            whole = [self.generate(p, max_new_tokens=max_new_tokens, stop_token_ids=stop_token_ids)[0] for p in prompts]
+            made = [tokens[prompt.shape[1] :] for tokens, prompt in zip(whole, prompts, strict=True)]
+            new = nn.utils.rnn.pad_sequence(made, batch_first=True, padding_value=self.config.pad_token_id)
+            return torch.cat([input_ids, new], dim=1)
         if stop_token_ids is None:
             eos = self.config.eos_token_id
             stop_token_ids = [] if eos is None else [eos] if isinstance(eos, int) else eos

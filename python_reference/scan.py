@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from python_reference.packing import sequences
-from python_reference.slots import read_slots, write_slots
+from python_reference.slots import read_slots, refuse_grad, write_slots
 
 
 def selective_scan(
@@ -126,7 +126,11 @@ def selective_state_update(
 
     Returns:
         x's shape and dtype.
+
+    Raises:
+        ValueError: an input requires grad, or a slot that one row writes is read or written by another.
     """
+    refuse_grad("selective_state_update", state=state, x=x, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias)
 
     def tokens(t: Tensor | None) -> Tensor | None:
         return t if t is None or t.dim() == 3 else t[:, None]

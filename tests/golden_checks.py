@@ -19,6 +19,7 @@ BRANCHES = ["attn_out", "ssm_out", "mixer_out", "layer_out"]
 LOGIT_LIMIT = 2e-4  # largest float32 error
 TENSOR_LIMIT = 2e-5  # float32 error of an intermediate tensor, relative to its largest element
 BFLOAT16_LIMIT = {LAYER: 1.5 * 0.01, TINY: 1.5 * 0.045}  # of the logits, relative rms
+FLOAT16_LIMIT = BFLOAT16_LIMIT[TINY] / 8  # three more bits
 
 
 def assert_near(actual, expected, limit, name):
@@ -139,3 +140,11 @@ def check_bfloat16(impl, folder):
     assert logits.dtype == torch.float32
     error = relative_rms(logits, data[f"logits{suffix}"])
     assert error <= BFLOAT16_LIMIT[folder], f"relative rms {error:.2%}, limit {BFLOAT16_LIMIT[folder]:.2%}"
+
+
+def check_tiny_float16(impl):
+    data = forward_data(TINY)
+    logits = golden_model(impl, TINY, torch.float16)(data["input_ids.51"]).logits
+    assert logits.dtype == torch.float32
+    error = relative_rms(logits, data["logits.51"])
+    assert error <= FLOAT16_LIMIT, f"relative rms {error:.2%}, limit {FLOAT16_LIMIT:.2%}"

@@ -52,6 +52,10 @@ def test_bfloat16_logits(folder):
     golden_checks.check_bfloat16(reference, folder)
 
 
+def test_float16_logits():
+    golden_checks.check_tiny_float16(reference)
+
+
 @pytest.mark.parametrize("folder, suffix", [(TINY, ".51"), (LAYER, "")], ids=[TINY, LAYER])
 def test_float64_logits(folder, suffix):
     """The golden run's cos and sin tables are float32, ours float64 of the same float32 angles: hence not closer."""

@@ -101,14 +101,21 @@ def shapes(module):
 
 
 def small_model(dtype=torch.float64, seed=0, **changes):
-    """Weights of ordinary size, all away from their initial values."""
-    model = reference.HymbaForCausalLM(reference.HymbaConfig(**BASE | changes))
+    """Weights of ordinary size, all away from their initial values, the same at every call."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # the noise below is added to random initial values
+        model = reference.HymbaForCausalLM(reference.HymbaConfig(**BASE | changes))
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         matrix = parameter.dim() > 1 and "embed" not in name and "A_log" not in name and "norm" not in name
         parameter.data.copy_(noise / parameter.shape[-1] ** 0.5 if matrix else parameter.data + 0.3 * noise)
     return model.to(dtype).eval().requires_grad_(False)
+
+
+def test_small_models_are_the_same_at_every_call():
+    first, second = small_model().state_dict(), small_model().state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def random_ids(*shape, seed=0):
@@ -235,6 +242,24 @@ def test_cache_takes_dense_input_only(other):
         small_model()(random_ids(1, 4), cache=True, **{other: extra})
 
 
+@pytest.mark.parametrize("row", [[1, 0, 1, 1], [0, 1, 0, 1], [0, 0, 0, 0]], ids=["hole", "left_hole", "empty"])
+@pytest.mark.parametrize("call", ["forward", "generate"])
+def test_attention_mask_must_be_one_run_of_tokens(call, row):
+    model, mask = small_model(), torch.tensor([[1, 1, 1, 1], row])
+    function = model if call == "forward" else lambda *args, **kwargs: model.generate(*args, max_new_tokens=1, **kwargs)
+    with pytest.raises(ValueError, match="attention_mask must hold one unbroken run of tokens in each row"):
+        function(random_ids(2, 4), attention_mask=mask)
+
+
+def test_a_packed_mixer_takes_no_earlier_keys():
+    model = small_model()
+    hidden, ends = torch.zeros(1, 2, 80, dtype=torch.float64), torch.tensor([0, 2], dtype=torch.int32)
+    _, kv, _ = model.model.layers[1].mamba(hidden)
+    with pytest.raises(ValueError, match="HybridMixer 1: kv must be None in packed input"):
+        model.model.layers[1].mamba(hidden, kv=kv, cu_seqlens=ends)
+    model.model.layers[2].mamba(hidden, kv=kv, cu_seqlens=ends)  # borrowed ones it must take
+
+
 def test_a_borrowing_mixer_needs_keys_and_values():
     mixer = small_model().model.layers[2].mamba
     with pytest.raises(ValueError, match="kv must be the keys and values of layer 1"):
@@ -280,16 +305,33 @@ def test_loss(form):
 
 
 def test_generate_stops_and_pads():
-    model, ids = small_model(), random_ids(2, 5)
+    """The first row stops at its second token, the other at its fourth."""
+    model, ids = small_model(), random_ids(2, 5, seed=9)
     free = model.generate(ids, max_new_tokens=8, stop_token_ids=())
     assert free.shape == (2, 13)
     first, second = free[0, 6].item(), free[1, 8].item()
-    assert first not in free[1, 5:] and second not in free[0, 5:7], "the seed no longer gives rows that stop apart"
+    apart = first not in [free[0, 5], *free[1, 5:9]] and second not in [*free[0, 5:7], *free[1, 5:8]]
+    assert apart, "the seed no longer gives rows that stop apart"
 
     stopped = model.generate(ids, max_new_tokens=8, stop_token_ids=[first, second])
-    length = 5 + 1 + free[1, 5:].tolist().index(second)
-    assert stopped[0].tolist() == free[0, :7].tolist() + [0] * (length - 7)
-    assert stopped[1].tolist() == free[1, :length].tolist()
+    assert stopped[0].tolist() == free[0, :7].tolist() + [0, 0]
+    assert stopped[1].tolist() == free[1, :9].tolist()
+
+
+@pytest.mark.parametrize("left", [True, False], ids=["left", "right"])
+def test_generate_of_padded_rows_equals_single_rows(left):
+    """The longer prompt stops first and is filled up."""
+    model, prompts = small_model(), [random_ids(1, 3, seed=1), random_ids(1, 7, seed=2)]
+    free = [model.generate(ids, max_new_tokens=6, stop_token_ids=()) for ids in prompts]
+    stop = free[1][0, 8].item()
+    assert stop not in free[0][0, 3:] and stop != free[1][0, 7], "the seed no longer gives rows that stop apart"
+
+    mask = padded([1 + 0 * ids for ids in prompts], left)
+    ids = padded(prompts, left)
+    both = model.generate(ids, attention_mask=mask, max_new_tokens=6, stop_token_ids=[stop])
+    assert torch.equal(both[:, :7], ids)
+    assert both[0, 7:].tolist() == free[0][0, 3:].tolist()
+    assert both[1, 7:].tolist() == free[1][0, 7:9].tolist() + [0] * 4
 
 
 def test_generate_stops_at_the_configured_tokens():

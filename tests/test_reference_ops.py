@@ -291,6 +291,43 @@ def test_state_update_equals_the_scan(tokens, slots_in, slots_out):
     )
 
 
+def update_calls():
+    """Each update op on three rows, as a function of the state, its slots and the inputs' overrides."""
+    conv = {"x": randn(3, 2), "weight": randn(2, 4, seed=1)}
+    scan = {name: t[:, 0] if t.dim() == 3 else t for name, t in scan_inputs(1, batch=3).items()}
+    return {
+        "causal_conv1d_update": (reference.causal_conv1d_update, randn(5, 3, 2, seed=3), conv),
+        "selective_state_update": (reference.selective_state_update, randn(5, 3, 5, seed=20), scan),
+    }
+
+
+@pytest.mark.parametrize("op", update_calls())
+@pytest.mark.parametrize(
+    "slots_in, slots_out",
+    [([0, 1, 0], None), ([0, 1, 2], [3, 4, 3]), ([0, 1, 2], [1, 3, 4])],
+    ids=["same_row_twice", "written_twice", "written_and_read"],
+)
+def test_update_refuses_slots_that_depend_on_the_order_of_rows(op, slots_in, slots_out):
+    update, state, inputs = update_calls()[op]
+    before = state.clone()
+    slots = [None if s is None else torch.tensor(s, dtype=torch.int32) for s in (slots_in, slots_out)]
+    with pytest.raises(ValueError, match="slots_out must name each slot once, and none that another row reads"):
+        update(state=state, **inputs, slots_in=slots[0], slots_out=slots[1])
+    assert torch.equal(state, before)
+
+
+@pytest.mark.parametrize("op", update_calls())
+@pytest.mark.parametrize("name", ["x", "state"])
+def test_update_refuses_inputs_that_require_grad(op, name):
+    update, state, inputs = update_calls()[op]
+    inputs = inputs | {"state": state}
+    inputs[name].requires_grad_()
+    with pytest.raises(ValueError, match=f"{op}: {name} must not require grad"):
+        update(**inputs)
+    with torch.no_grad():
+        update(**inputs)
+
+
 # ---- Norms and rotary ----
 
 

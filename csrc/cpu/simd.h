@@ -49,8 +49,8 @@ HYMBA_INLINE Vec<C> broadcast(C x) {
   return x - Vec<C>{};
 }
 
-// a * b + c. Written out where a sum of two products would leave it to the compiler which of them is fused, which may
-// differ between two copies of the same code.
+// a * b + c. Written out where a sum of two products would leave it to the compiler which of them is fused,
+// which may differ between two copies of the same code.
 HYMBA_INLINE FloatVec multiply_add(FloatVec a, FloatVec b, FloatVec c) {
 #if defined(__AVX512F__)
   return (FloatVec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);

@@ -1,0 +1,1 @@
+"""Benchmarks. `python bench/layer_throughput.py` is the front door."""

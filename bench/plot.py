@@ -1,0 +1,72 @@
+"""--plot: the layer rows beside their floor, and hymba_ops' and plain's parts beside theirs. The only user of matplotlib."""
+
+from __future__ import annotations
+
+from typing import Any
+
+COLOURS = {"hymba_ops": "#1b6ca8", "plain": "#c9a227", "naive": "#b5523b", "compiled": "#6b8e4e", "flex": "#8a63a8"}
+FLOOR = "#222222"
+
+
+def draw(results: dict[str, Any], path: str) -> None:
+    """Writes the picture; the format follows the file's ending."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    layers = list(dict.fromkeys(row["layer"] for row in results["rows"]))
+    figure, axes = plt.subplots(2, len(layers), figsize=(7.5 * len(layers), 9), squeeze=False, layout="constrained")
+    for column, layer in enumerate(layers):
+        _draw_layer(axes[0][column], [row for row in results["rows"] if row["layer"] == layer])
+        _draw_parts(axes[1][column], [row for row in results["parts"] if row["layer"] == layer and "ms" in row])
+    row, machine = results["rows"][0], results["machine"]
+    figure.suptitle(
+        f"Hymba-{results['preset']} layer, forward, {row['dtype']}, batch {row['batch']}, {row['seq_len']} tokens\n"
+        f"{machine['device']}, {machine['threads']} threads, {machine['kernels']}"
+    )
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _draw_layer(axes: Any, rows: list[dict[str, Any]]) -> None:
+    names = [row["implementation"] for row in rows]
+    times = [row["ms"] for row in rows]
+    spread = [[row["ms"] - row["ms_min"] for row in rows], [row["ms_max"] - row["ms"] for row in rows]]
+    axes.barh(names, times, xerr=spread, color=[COLOURS[name] for name in names], ecolor="#777777", capsize=3)
+    for y, row in enumerate(rows):
+        axes.text(row["ms_max"], y, f"  {row['ms']:.0f} ms", va="center")
+    axes.axvline(rows[0]["floor_ms"], color=FLOOR, linestyle="--", label=f"floor {rows[0]['floor_ms']:.0f} ms")
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.15 * max(row["ms_max"] for row in rows))
+    axes.set_xlabel("ms (bar: median, whisker: min to max)")
+    axes.set_title(f"{rows[0]['layer']} layer")
+    axes.legend(loc="lower right")
+    _tidy(axes)
+
+
+def _draw_parts(axes: Any, rows: list[dict[str, Any]]) -> None:
+    """Groups of bars per part on a logarithmic scale, since parts differ a hundredfold; the floor is a tick over each."""
+    names = list(dict.fromkeys(row["part"] for row in rows))
+    implementations = [name for name in COLOURS if any(row["implementation"] == name for row in rows)]
+    height = 0.8 / len(implementations)
+    for i, implementation in enumerate(implementations):
+        mine = [row for row in rows if row["implementation"] == implementation]
+        places = [names.index(row["part"]) - 0.4 + (i + 0.5) * height for row in mine]
+        axes.barh(places, [row["ms"] for row in mine], height, color=COLOURS[implementation], label=implementation)
+    floors = {row["part"]: row["floor_ms"] for row in rows}
+    for y, name in enumerate(names):
+        axes.plot([floors[name]] * 2, [y - 0.45, y + 0.45], color=FLOOR, linewidth=2, label="floor" if y == 0 else None)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlabel("ms (logarithmic)")
+    axes.set_title(f"{rows[0]['layer']} layer, part by part")
+    axes.legend(loc="lower right")
+    _tidy(axes)
+
+
+def _tidy(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)

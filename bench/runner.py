@@ -1,0 +1,132 @@
+"""Timing: rounds over all candidates, so that a machine's drift hits each alike; medians; peak extra memory."""
+
+from __future__ import annotations
+
+import ctypes
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+Call = Callable[[], object]
+
+
+class CannotRun(Exception):
+    """The benchmark cannot run as asked; the text says why, in one line."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Of one candidate; peak_bytes is memory beyond what was in use before the call, None where it cannot be read."""
+
+    ms: float
+    ms_min: float
+    ms_max: float
+    peak_bytes: int | None
+
+
+class Progress:
+    """A bar on stderr where that is a terminal, else a line for each finished step."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.done = steps, 0
+        self.is_terminal = sys.stderr.isatty()
+
+    def step(self, text: str) -> None:
+        self.done = min(self.done + 1, self.steps)
+        if self.is_terminal:
+            filled = 30 * self.done // self.steps
+            bar = "#" * filled + "." * (30 - filled)
+            sys.stderr.write(f"\r[{bar}] {self.done}/{self.steps} {text:50.50}")
+        else:
+            sys.stderr.write(f"{self.done}/{self.steps} {text}\n")
+        sys.stderr.flush()
+
+    def close(self) -> None:
+        if self.is_terminal:
+            sys.stderr.write("\r" + " " * 90 + "\r")
+
+
+def time_rounds(
+    candidates: dict[str, Sequence[Call]],
+    device: torch.device,
+    *,
+    seconds: float = 3.0,
+    least: int = 3,
+    most: int = 30,
+    on_done: Callable[[str], None] = lambda name: None,
+) -> dict[str, Timing]:
+    """Times each candidate about `seconds` long: `least` to `most` times, slow ones fewer times.
+
+    Args:
+        candidates: name to calls that do the same work; a GPU's candidates take turns through several calls on
+            different inputs, so that none finds its inputs in the L2 cache.
+        on_done: told each candidate's name after its first timed call.
+    """
+    counts, peaks, samples = {}, {}, {name: [] for name in candidates}
+    for name, calls in candidates.items():
+        calls[0]()  # warm-up: pages, caches, compilation
+        peaks[name] = peak_extra_bytes(calls[0], device)
+        first = elapsed_ms(calls[0], device)
+        counts[name] = max(least, min(most, int(1e3 * seconds / max(first, 1e-3))))
+        on_done(name)
+    for turn in range(max(counts.values())):
+        for name, calls in candidates.items():
+            if turn < counts[name]:
+                samples[name].append(elapsed_ms(calls[turn % len(calls)], device))
+    return {
+        name: Timing(statistics.median(times), min(times), max(times), peaks[name]) for name, times in samples.items()
+    }
+
+
+def elapsed_ms(call: Call, device: torch.device) -> float:
+    """One call's time: wall clock on a CPU, events on a GPU."""
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+    begin = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - begin)
+
+
+def peak_extra_bytes(call: Call, device: torch.device) -> int | None:
+    """The most memory in use during the call beyond that before it, its result included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # freed memory that malloc kept would hide what the call takes
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak resident set
+    except (AttributeError, OSError):  # not glibc, not Linux
+        return None
+    before = _status_bytes("VmRSS")
+    call()
+    return max(0, _status_bytes("VmHWM") - before)
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Free memory of the device; None where it cannot be read."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+
+
+def _status_bytes(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))

@@ -1,0 +1,152 @@
+"""The benchmark's arithmetic, its results' form and how it refuses; no timing is judged."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import layer_throughput, parts, plain, roofline
+from hymba_ops import HymbaConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+SLIDING, GLOBAL = 1, 0  # layers of the 1.5b preset
+
+
+def work_of(layer, seq_len, element_size):
+    return roofline.layer_work(HymbaConfig.hymba_1_5b(), layer, batch=1, seq_len=seq_len, element_size=element_size)
+
+
+def test_work_a_token():
+    """Hand-counted for Hymba-1.5B: FLOP, special functions and bytes (bfloat16) of a position."""
+    work, positions = work_of(SLIDING, 8192, 2), 8192 + 128
+    mixer = sum(work[part].flop for part in ("in_proj", "x, dt proj + norms", "norm-average + out_proj"))
+    assert mixer / positions == pytest.approx(40.4e6, rel=2e-3)
+    assert work["MLP"].flop / positions == pytest.approx(52.8e6, rel=2e-3)
+    assert work["scan"].special / positions == pytest.approx(64.0e3, rel=1e-3)
+    assert work["scan"].bytes / positions == pytest.approx(25.6e3, rel=1e-3)
+    assert work["conv + SiLU"].bytes / positions == pytest.approx(12.8e3, rel=1e-3)
+
+
+@pytest.mark.parametrize("layer,keys", [(SLIDING, 1089), (GLOBAL, 4225)], ids=["sliding", "global"])
+def test_attention_work_of_the_real_tokens(layer, keys):
+    """Keys that a token of 8192 behind 128 meta tokens sees on average."""
+    config = HymbaConfig.hymba_1_5b()
+    pairs = work_of(layer, 8192, 2)["attention"].special / config.num_attention_heads
+    meta_pairs = 128 * 129 / 2
+    assert (pairs - meta_pairs) / 8192 == pytest.approx(keys, rel=5e-3)
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 9, 30])
+@pytest.mark.parametrize("window", [None, 0, 1, 4, 100])
+@pytest.mark.parametrize("num_meta", [0, 1, 3, 50])
+def test_visible_pairs_by_brute_force(length, window, num_meta):
+    positions = torch.arange(length)
+    mask = plain.visible(positions, positions, window, num_meta)
+    assert roofline.visible_pairs(length, window, num_meta) == int(mask.sum())
+
+
+def test_floors_add_up_on_a_cpu():
+    """At 350 GFLOP/s, 14.6 Gexp/s and 24 GB/s, float32, 2048 tokens: floors in ms that were worked out by hand."""
+    ceilings = roofline.Ceilings(gemm=350e9, bandwidth=24e9, special=14.6e9, separate_units=False)
+    work = work_of(SLIDING, 2048, 4)
+    expected = {"in_proj": 178, "attention": 54, "conv + SiLU": 2.4, "x, dt proj + norms": 9, "scan": 14, "MLP": 328}
+    for part, ms in expected.items():
+        assert 1e3 * ceilings.seconds(work[part]) == pytest.approx(ms, rel=0.06), part
+    assert 1e3 * ceilings.layer_seconds(work) == pytest.approx(659, rel=0.03)
+
+
+@pytest.mark.parametrize("window", [None, 20, 700])
+@pytest.mark.parametrize("attention", [plain.blocked_attention, plain.masked_attention])
+def test_plain_attention_is_the_reference(attention, window):
+    import python_reference as reference
+
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 600, heads, dim) for heads, dim in ((6, 8), (2, 8), (2, 12)))
+    mask = {"window": window, "num_meta": 5, "scale": 0.3}
+    assert torch.allclose(attention(q, k, v, **mask), reference.attention(q, k, v, **mask), atol=2e-6)
+
+
+def run(*options, **environment):
+    command = [sys.executable, str(ROOT / "bench" / "layer_throughput.py"), *options]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, cwd="/")
+
+
+def test_a_small_run_from_elsewhere(tmp_path):
+    out = tmp_path / "out.json"
+    small = ("--preset", "125m", "--seq-len", "40", "--device", "cpu", "--implementations", "hymba_ops,plain,naive")
+    finished = run(*small, "--json", str(out))
+    assert finished.returncode == 0, finished.stderr
+    results = json.loads(out.read_text())
+    rows = results["rows"]
+    assert [(row["layer"], row["implementation"]) for row in rows] == [
+        (layer, name) for layer in ("sliding", "global") for name in ("hymba_ops", "plain", "naive")
+    ]
+    for row in rows:
+        assert set(row) == {
+            "implementation", "mode", "layer", "dtype", "batch", "seq_len", "ms", "ms_min", "ms_max", "tokens_per_s",
+            "ratio_to_best_plain", "floor_ms", "ratio_to_floor", "peak_bytes",
+        }  # fmt: skip
+        assert (row["mode"], row["dtype"], row["batch"], row["seq_len"]) == ("forward", "float32", 1, 40)
+        assert 0 < row["ms_min"] <= row["ms"] <= row["ms_max"] and row["floor_ms"] > 0
+        assert row["tokens_per_s"] == pytest.approx(40e3 / row["ms"])
+    assert {"device", "threads", "kernels", "torch"} <= set(results["machine"])
+    assert "hymba_ops" in finished.stdout and "tokens/s" in finished.stdout
+
+
+REFUSED = [
+    (("--preset", "7b"), "--preset must be of 125m, 350m, 1.5b, got '7b'"),
+    (("--dtype", "int8"), "--dtype must be of float32, bfloat16, float16, got 'int8'"),
+    (("--layers", "sliding,odd"), "--layers must be of sliding, global, got 'odd'"),
+    (("--implementations", "fast"), "--implementations must be of hymba_ops, plain, naive, compiled, got 'fast'"),
+    (("--device", "tpu"), "--device must be cpu or cuda, got 'tpu'"),
+    (("--seq-len", "0"), "--seq-len must be at least 1, got 0"),
+    (("--device", "cpu", "--seq-len", "100000000"), "not enough memory on cpu: about"),
+]
+
+
+@pytest.mark.parametrize(
+    "options,message", REFUSED, ids=lambda case: "-".join(case).strip("-") if isinstance(case, tuple) else ""
+)
+def test_refused_in_one_line_with_status_2(options, message, capsys):
+    assert layer_throughput.main(list(options)) == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith(f"layer_throughput: {message}")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_absent_cuda_is_refused(capsys):
+    assert layer_throughput.main(["--device", "cuda"]) == 2
+    assert "--device cuda: this torch" in capsys.readouterr().err
+
+
+def test_wrong_output_is_found_before_timing(monkeypatch, capsys):
+    """A window that is one key short must not be timed."""
+    right = plain.masked_attention
+
+    def one_key_short(q, k, v, *, window, num_meta, scale):
+        return right(q, k, v, window=None if window is None else window - 1, num_meta=num_meta, scale=scale * 1.01)
+
+    monkeypatch.setattr(plain, "masked_attention", one_key_short)
+    small = ["--preset", "125m", "--seq-len", "40", "--device", "cpu", "--implementations", "plain,naive"]
+    assert layer_throughput.main(small) == 1
+    assert "naive differs from plain in the sliding layer: relative rms" in capsys.readouterr().err
+
+
+def test_parts_cover_the_roofline():
+    config = HymbaConfig.hymba_125m()
+    from hymba_ops import HymbaLayer
+
+    ours = HymbaLayer(config, 1)
+    theirs = plain.plain_layer("plain", config, 1)
+    theirs.load_state_dict(ours.state_dict())
+    with torch.inference_mode():
+        calls = parts.part_calls(ours, theirs, config, 1, torch.randn(1, 140, config.hidden_size))
+        assert set(calls) == set(roofline.PARTS)
+        for part in ("attention", "conv + SiLU", "scan", "norm-average + out_proj"):
+            actual, expected = (calls[part][name]() for name in ("hymba_ops", "plain"))
+            assert torch.allclose(actual, expected, atol=1e-4, rtol=1e-4), part
