@@ -53,7 +53,10 @@ def part_calls(
             "plain": lambda: plain.blocked_attention(*turned, v, **mask),
             "naive": lambda: plain.masked_attention(*turned, v, **mask),
         },
-        "conv + SiLU": _both(lambda module: module.causal_conv1d(x, taps, bias)),
+        "conv + SiLU": {
+            "hymba_ops": lambda: hymba_ops.causal_conv1d(x, taps, bias),
+            "plain": lambda: plain.library_conv1d(x, taps, bias),
+        },
         "x, dt proj + norms": {
             "hymba_ops": lambda: _scan_inputs(mixer, config, u, z),
             "plain": lambda: _scan_inputs(plain_mixer, config, u, z),

@@ -1,4 +1,4 @@
-"""--plot: the layer rows beside their floor, and hymba_ops' and plain's parts beside theirs. The only user of matplotlib."""
+"""--plot: the layer rows beside their floor, and the parts beside theirs. The only user of matplotlib."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _draw_layer(axes: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def _draw_parts(axes: Any, rows: list[dict[str, Any]]) -> None:
-    """Groups of bars per part on a logarithmic scale, since parts differ a hundredfold; the floor is a tick over each."""
+    """Groups of bars on a logarithmic scale, since parts differ a hundredfold; the floor is a tick over each."""
     names = list(dict.fromkeys(row["part"] for row in rows))
     implementations = [name for name in COLOURS if any(row["implementation"] == name for row in rows)]
     height = 0.8 / len(implementations)

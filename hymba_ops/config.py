@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -112,42 +113,25 @@ _FIELDS = {
 }
 
 # Fields of published files that change nothing here.
-_WITHOUT_EFFECT = frozenset(
-    [
-        "architectures",
-        "attn_implementation",
-        "attn_implementation_new",
-        "auto_map",
-        "calc_logits_for_entire_prompt",
-        "conv_dim",
-        "hidden_act",
-        "model_type",
-        "num_experts_per_tok",
-        "output_router_logits",
-        "router_aux_loss_coef",
-        "seq_length",
-        "torch_dtype",
-        "dtype",
-        "transformers_version",
-        "use_cache",
-        "use_mamba_kernels",
-        "_name_or_path",
-    ]
-)
+_WITHOUT_EFFECT = {
+    "architectures", "attn_implementation", "attn_implementation_new", "auto_map", "calc_logits_for_entire_prompt",
+    "conv_dim", "hidden_act", "model_type", "num_experts_per_tok", "output_router_logits", "router_aux_loss_coef",
+    "seq_length", "torch_dtype", "dtype", "transformers_version", "use_cache", "use_mamba_kernels", "_name_or_path",
+}  # fmt: skip
 
 
 class HymbaConfig:
     """A Hymba model's configuration: the fields of the published config.json, as read-only attributes.
 
-    Fields that are left out have the published class's defaults. Unknown fields are kept, written back and named in one
-    warning.
+    Fields that are left out have the published class's defaults; lists become tuples. Unknown fields are kept for
+    `to_dict` and `save_pretrained`, and named in one warning.
 
     Raises:
         ValueError: a field has a value that is not supported, or two fields disagree; the text names field, expected
             and got.
     """
 
-    def __init__(self, **fields: Any) -> None:
+    def __init__(self, /, **fields: Any) -> None:
         unknown = [name for name in fields if name not in _FIELDS and name not in _WITHOUT_EFFECT]
         if unknown:
             warnings.warn(f"HymbaConfig: unknown fields, kept without effect: {', '.join(unknown)}", stacklevel=2)
@@ -158,8 +142,8 @@ class HymbaConfig:
         for name, field in _FIELDS.items():
             if not field.accepts(values[name]):
                 raise _error(name, field.expected, repr(values[name]))
-        self.__dict__.update(fields | values)
-        self.__dict__["_given"] = dict(fields)
+        self.__dict__.update({name: _frozen(value) for name, value in values.items()})
+        self.__dict__["_given"] = copy.deepcopy(fields)
         self._check_sizes()
         self._check_layers()
         self._check_rope()
@@ -169,6 +153,9 @@ class HymbaConfig:
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"HymbaConfig is read-only: use config.replace({name}=...)")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"HymbaConfig is read-only: {name} cannot be deleted")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, HymbaConfig):
@@ -205,7 +192,10 @@ class HymbaConfig:
             raise ValueError(f"HymbaConfig: {file} must be JSON, got: {error}") from None
         if not isinstance(fields, dict):
             raise ValueError(f"HymbaConfig: {file} must hold a JSON object, got {type(fields).__name__}")
-        return cls(**fields)
+        try:
+            return cls(**fields)
+        except ValueError as error:
+            raise ValueError(f"{error} (in {file})") from None
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes folder/config.json (the folder is made if need be); an existing file is replaced in one step."""
@@ -217,17 +207,17 @@ class HymbaConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that were given, in their order, unknown ones included; and model_type."""
-        return self._given | {"model_type": self._given.get("model_type", "hymba")}
+        return copy.deepcopy(self._given | {"model_type": self._given.get("model_type", "hymba")})
 
-    def replace(self, **changes: Any) -> HymbaConfig:
+    def replace(self, /, **changes: Any) -> HymbaConfig:
         """A validated copy with some fields changed."""
-        new_names = {name: value for name, value in changes.items() if name not in self._given}
-        unknown = [name for name in new_names if name not in _FIELDS and name not in _WITHOUT_EFFECT]
+        known = _FIELDS.keys() | _WITHOUT_EFFECT | self._given.keys()
+        unknown = [name for name in changes if name not in known]
         if unknown:
             raise TypeError(f"HymbaConfig.replace: unknown fields {', '.join(unknown)}")
-        copy = object.__new__(HymbaConfig)
-        copy._assign(self._given | changes)
-        return copy
+        changed = object.__new__(HymbaConfig)
+        changed._assign(self._given | changes)
+        return changed
 
     # ---- Presets ----
 
@@ -357,11 +347,11 @@ class HymbaConfig:
         seen: set[int] = set()
         for group in self.kv_reuse_group or ():
             if not group or any(late <= early for early, late in zip(group, group[1:], strict=False)):
-                raise _error("kv_reuse_group", "groups in ascending order (the first layer makes K/V)", group)
+                raise _error("kv_reuse_group", "groups in ascending order (the first layer makes K/V)", list(group))
             if group[-1] >= layers:
-                raise _error("kv_reuse_group", f"indices below num_hidden_layers = {layers}", group)
+                raise _error("kv_reuse_group", f"indices below num_hidden_layers = {layers}", list(group))
             if seen & set(group):
-                raise _error("kv_reuse_group", "groups that share no layer", group)
+                raise _error("kv_reuse_group", "groups that share no layer", list(group))
             seen |= set(group)
         name = "kv_reuse_every_i_layer" if self.kv_reuse_group is None else "kv_reuse_group"
         for layer in range(layers):
@@ -389,6 +379,11 @@ class HymbaConfig:
 
 def _error(name: str, expected: str, got: object) -> ValueError:
     return ValueError(f"HymbaConfig: {name} must be {expected}, got {got}")
+
+
+def _frozen(value: Any) -> Any:
+    """Lists as tuples, so that nobody changes a validated value."""
+    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _pairs_between(global_layers: list[int]) -> list[list[int]]:

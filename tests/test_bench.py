@@ -62,14 +62,23 @@ def test_floors_add_up_on_a_cpu():
 
 
 @pytest.mark.parametrize("window", [None, 20, 700])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["padded", "products"])
 @pytest.mark.parametrize("attention", [plain.blocked_attention, plain.masked_attention])
-def test_plain_attention_is_the_reference(attention, window):
+def test_plain_attention_is_the_reference(attention, dtype, window):
     import python_reference as reference
 
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 600, heads, dim) for heads, dim in ((6, 8), (2, 8), (2, 12)))
+    q, k, v = (torch.randn(2, 600, heads, dim, dtype=dtype) for heads, dim in ((6, 8), (2, 8), (2, 12)))
     mask = {"window": window, "num_meta": 5, "scale": 0.3}
     assert torch.allclose(attention(q, k, v, **mask), reference.attention(q, k, v, **mask), atol=2e-6)
+
+
+def test_plain_convolution_is_the_reference():
+    import python_reference as reference
+
+    x, weight, bias = torch.randn(2, 20, 6), torch.randn(6, 4), torch.randn(6)
+    expected = reference.causal_conv1d(x, weight, bias)
+    assert torch.allclose(plain.library_conv1d(x, weight, bias), expected, atol=1e-6)
 
 
 def run(*options, **environment):

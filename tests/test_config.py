@@ -66,7 +66,7 @@ def test_presets():
     ):
         fields = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
         assert tuple(getattr(preset, field) for field in fields) == sizes
-        assert preset.global_attn_idx == global_layers
+        assert list(preset.global_attn_idx) == global_layers
         grouped = [layer for group in preset.kv_reuse_group for layer in group]
         assert sorted(grouped + global_layers) == list(range(preset.num_hidden_layers))
         assert {len(group) for group in preset.kv_reuse_group} <= {2, 3}
@@ -84,6 +84,12 @@ def test_unknown_fields_are_kept_and_named_once(tmp_path):
         assert config.replace(hidden_size=160, num_attention_heads=10).to_dict()["colour"] == "red"
 
 
+def test_unknown_fields_shadow_nothing():
+    with pytest.warns(UserWarning, match="window, self, to_dict"):
+        config = HymbaConfig(**SMALL | {"window": 3, "self": 1, "to_dict": None})
+    assert config.window(1) == 16 and config.to_dict()["window"] == 3
+
+
 def test_defaults_fill_missing_fields():
     config = HymbaConfig(**SMALL)
     assert (config.dt_rank, config.mamba_d_conv, config.rms_norm_eps, config.num_memory_tokens) == (5, 4, 1e-6, 0)
@@ -98,6 +104,14 @@ def test_defaults_fill_missing_fields():
 def test_read_only():
     with pytest.raises(AttributeError, match=r"read-only: use config.replace\(hidden_size=...\)"):
         HymbaConfig(**SMALL).hidden_size = 5
+    with pytest.raises(AttributeError, match="read-only: hidden_size cannot be deleted"):
+        del HymbaConfig(**SMALL).hidden_size
+    layers = [0, 3]
+    config = HymbaConfig(**SMALL | {"global_attn_idx": layers})
+    layers.append(99)
+    config.to_dict()["global_attn_idx"].append(99)
+    assert config.global_attn_idx == (0, 3) and config.to_dict()["global_attn_idx"] == [0, 3]
+    assert config == HymbaConfig(**SMALL | {"global_attn_idx": (0, 3)})
     with pytest.raises(AttributeError, match="no field 'hidden'"):
         _ = HymbaConfig(**SMALL).hidden
     with pytest.raises(TypeError, match="unknown fields colour"):
@@ -176,6 +190,9 @@ def test_bad_files(tmp_path):
     file = tmp_path / "config.json"
     file.write_text('{"hidden_size": 80,')
     with pytest.raises(ValueError, match="config.json must be JSON, got: "):
+        HymbaConfig.from_pretrained(file)
+    file.write_text(json.dumps(SMALL | {"num_experts": 4}))
+    with pytest.raises(ValueError, match=r"num_experts must be 1.*, got 4 \(in .*config.json\)"):
         HymbaConfig.from_pretrained(file)
     file.write_text("[1, 2]")
     with pytest.raises(ValueError, match="config.json must hold a JSON object, got list"):
