@@ -25,6 +25,8 @@ def draw(results: dict[str, Any], path: str) -> None:
         f"Hymba-{results['preset']} layer, forward, {row['dtype']}, batch {row['batch']}, {row['seq_len']} tokens\n"
         f"{machine['device']}, {machine['threads']} threads, {machine['kernels']}"
     )
+    handles, labels = axes[1][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -62,7 +64,6 @@ def _draw_parts(axes: Any, rows: list[dict[str, Any]]) -> None:
     axes.set_xscale("log")
     axes.set_xlabel("ms (logarithmic)")
     axes.set_title(f"{rows[0]['layer']} layer, part by part")
-    axes.legend(loc="lower right")
     _tidy(axes)
 
 
