@@ -168,17 +168,14 @@ def compare_outputs(case: Case, arguments: argparse.Namespace, progress: Progres
 
 
 def time_layers(
-    case: Case, config: hymba_ops.HymbaConfig, arguments: argparse.Namespace, ceilings: roofline.Ceilings,
-    progress: Progress,
-) -> list[dict[str, Any]]:  # fmt: skip
+    case: Case, config: hymba_ops.HymbaConfig, arguments: argparse.Namespace, progress: Progress
+) -> list[dict[str, Any]]:
     device = case.inputs[0].device
     timings = time_rounds(
         {name: case.calls(name) for name in arguments.implementations},
         device,
         on_done=lambda name: progress.step(f"{case.name}: timing {name}"),
     )
-    work = _work(case, config, arguments)
-    floor = 1e3 * ceilings.layer_seconds(work)
     best_plain = timings.get("plain")
     rows = []
     for name, timing in timings.items():
@@ -195,8 +192,8 @@ def time_layers(
                 "ms_max": timing.ms_max,
                 "tokens_per_s": 1e3 * arguments.batch * arguments.seq_len / timing.ms,
                 "ratio_to_best_plain": best_plain.ms / timing.ms if best_plain else None,
-                "floor_ms": floor,
-                "ratio_to_floor": timing.ms / floor,
+                "floor_ms": None,  # set_floors
+                "ratio_to_floor": None,
                 "peak_bytes": timing.peak_bytes,
             }
         )
@@ -204,9 +201,8 @@ def time_layers(
 
 
 def time_parts(
-    case: Case, config: hymba_ops.HymbaConfig, arguments: argparse.Namespace, ceilings: roofline.Ceilings,
-    progress: Progress,
-) -> list[dict[str, Any]]:  # fmt: skip
+    case: Case, config: hymba_ops.HymbaConfig, arguments: argparse.Namespace, progress: Progress
+) -> list[dict[str, Any]]:
     ours = case.layers.get("hymba_ops")
     if ours is None:
         raise CannotRun("--parts needs hymba_ops among --implementations")
@@ -214,16 +210,30 @@ def time_parts(
     calls = parts.part_calls(ours, case.layers["plain"], config, case.index, hidden)
     reason = _add_flex_attention(calls["attention"], ours, config, case.index, hidden)
     rows = []
-    for part, work in _work(case, config, arguments).items():
+    for part in roofline.PARTS:
         timings = time_rounds({name: [call] for name, call in calls[part].items()}, device, seconds=0.5)
         progress.step(f"{case.name}: {part}")
-        floor = 1e3 * ceilings.seconds(work)
         for name, timing in timings.items():
             rows.append({"layer": case.name, "part": part, "implementation": name, "ms": timing.ms,
-                         "ms_min": timing.ms_min, "ms_max": timing.ms_max, "floor_ms": floor})  # fmt: skip
+                         "ms_min": timing.ms_min, "ms_max": timing.ms_max, "floor_ms": None})  # fmt: skip
     if reason:
         rows.append({"layer": case.name, "part": "attention", "implementation": "flex", "not_run": reason})
     return rows
+
+
+def set_floors(
+    rows: list[dict[str, Any]],
+    part_rows: list[dict[str, Any]],
+    work: dict[str, dict[str, roofline.Work]],
+    ceilings: roofline.Ceilings,
+) -> None:
+    """work: of each layer's parts."""
+    for row in rows:
+        row["floor_ms"] = 1e3 * ceilings.layer_seconds(work[row["layer"]])
+        row["ratio_to_floor"] = row["ms"] / row["floor_ms"]
+    for row in part_rows:
+        if "ms" in row:
+            row["floor_ms"] = 1e3 * ceilings.seconds(work[row["layer"]][row["part"]])
 
 
 def _add_flex_attention(
@@ -337,17 +347,23 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     check_memory(config, arguments, device)
     per_layer = 2 * len(arguments.implementations) - 1 + (len(roofline.PARTS) if arguments.parts else 0)
     progress = Progress(1 + per_layer * len(arguments.layers))
-    ceilings = roofline.measure(
-        config, rows=arguments.batch * arguments.seq_len, device=device, dtype=DTYPES[arguments.dtype]
-    )
+
+    def measure() -> roofline.Ceilings:
+        rows = arguments.batch * arguments.seq_len
+        return roofline.measure(config, rows=rows, device=device, dtype=DTYPES[arguments.dtype])
+
+    ceilings = measure()
     progress.step("ceilings measured")
-    rows, part_rows = [], []
+    rows, part_rows, work = [], [], {}
     for name in arguments.layers:
         case = make_case(name, config, arguments, device)
+        work[name] = _work(case, config, arguments)
         compare_outputs(case, arguments, progress)
-        rows += time_layers(case, config, arguments, ceilings, progress)
+        rows += time_layers(case, config, arguments, progress)
         if arguments.parts:
-            part_rows += time_parts(case, config, arguments, ceilings, progress)
+            part_rows += time_parts(case, config, arguments, progress)
+    ceilings = ceilings.best(measure())  # other work on the machine only ever lowers them
+    set_floors(rows, part_rows, work, ceilings)
     progress.close()
     results = {"machine": describe_machine(device, ceilings), "preset": arguments.preset, "rows": rows}
     return results | ({"parts": part_rows} if arguments.parts else {})

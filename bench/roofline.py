@@ -121,6 +121,11 @@ class Ceilings:
         rest = sum(self.seconds(amount) for part, amount in work.items() if part not in ("attention", "scan"))
         return rest + self.seconds(work["attention"] + work["scan"])
 
+    def best(self, other: Ceilings) -> Ceilings:
+        """The higher of two measurements of one machine: other work on it only ever lowers them."""
+        rates = [max(getattr(self, name), getattr(other, name)) for name in ("gemm", "bandwidth", "special")]
+        return Ceilings(*rates, separate_units=self.separate_units)
+
 
 # ---- Measuring ----
 
