@@ -117,6 +117,12 @@ def peak_extra_bytes(call: Call, device: torch.device) -> int | None:
     return max(0, _status_bytes("VmHWM") - before)
 
 
+def relative_rms(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """rms of the difference over the rms of `expected`."""
+    actual, expected = actual.double(), expected.double()
+    return ((actual - expected).square().mean() / expected.square().mean()).sqrt().item()
+
+
 def available_bytes(device: torch.device) -> int | None:
     """Free memory of the device; None where it cannot be read."""
     if device.type == "cuda":

@@ -38,7 +38,7 @@ def _flag(value: Any) -> bool:
 
 
 def _positive_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e308  # float() takes it
 
 
 def _one_of(*allowed: Any) -> Callable[[Any], bool]:
@@ -188,7 +188,7 @@ class HymbaConfig:
             raise FileNotFoundError(f"HymbaConfig: {file} does not exist (a config.json or a folder with one)")
         try:
             fields = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the latter: brackets nested too deep
             raise ValueError(f"HymbaConfig: {file} must be JSON, got: {error}") from None
         if not isinstance(fields, dict):
             raise ValueError(f"HymbaConfig: {file} must hold a JSON object, got {type(fields).__name__}")

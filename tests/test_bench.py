@@ -116,6 +116,8 @@ REFUSED = [
     (("--device", "tpu"), "--device must be cpu or cuda, got 'tpu'"),
     (("--seq-len", "0"), "--seq-len must be at least 1, got 0"),
     (("--device", "cpu", "--seq-len", "100000000"), "not enough memory on cpu: about"),
+    (("--parts", "--implementations", "plain"), "--parts and --plot need hymba_ops among --implementations"),
+    (("--json", "/no/such/folder/out.json"), "--json /no/such/folder/out.json: cannot write there"),
 ]
 
 
@@ -134,16 +136,62 @@ def test_absent_cuda_is_refused(capsys):
 
 
 def test_wrong_output_is_found_before_timing(monkeypatch, capsys):
-    """A window that is one key short must not be timed."""
+    """A window that is one key short must not be timed: the sequence is longer than window and meta tokens."""
     right = plain.masked_attention
 
     def one_key_short(q, k, v, *, window, num_meta, scale):
-        return right(q, k, v, window=None if window is None else window - 1, num_meta=num_meta, scale=scale * 1.01)
+        return right(q, k, v, window=window - 1, num_meta=num_meta, scale=scale)
+
+    def never(*_, **__):
+        raise AssertionError("timed a wrong row")
 
     monkeypatch.setattr(plain, "masked_attention", one_key_short)
-    small = ["--preset", "125m", "--seq-len", "40", "--device", "cpu", "--implementations", "plain,naive"]
-    assert layer_throughput.main(small) == 1
+    monkeypatch.setattr(layer_throughput, "time_layers", never)
+    small = ["--preset", "125m", "--seq-len", "1100", "--device", "cpu", "--implementations", "plain,naive"]
+    assert layer_throughput.main([*small, "--layers", "sliding"]) == 1
     assert "naive differs from plain in the sliding layer: relative rms" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("window,num_meta,right", [(1024, 128, True), (512, 128, False), (1024, 0, False)])
+def test_flex_attention_with_a_wrong_mask_is_not_timed(monkeypatch, window, num_meta, right):
+    """The output is small (rms 0.03 here), so that only a relative bound tells the masks apart."""
+    from hymba_ops import HymbaLayer
+
+    def attention(q, k, v, window, num_meta):
+        return plain.blocked_attention(q, k, v, window=window, num_meta=num_meta, scale=config.attention_scale)
+
+    def flex(config, layer, *inputs):
+        return lambda: attention(*inputs, window, num_meta).transpose(1, 2)
+
+    monkeypatch.setattr(parts, "flex_attention_call", flex)
+    torch.manual_seed(0)
+    config = HymbaConfig.hymba_125m()
+    ours, hidden = HymbaLayer(config, 1), torch.randn(1, 1228, config.hidden_size)
+    with torch.inference_mode():
+        inputs = parts.attention_inputs(ours, config, hidden)
+        calls = {"plain": lambda: attention(*inputs, 1024, 128)}
+        reason = layer_throughput._add_flex_attention(calls, ours, config, 1, hidden, "float32")
+    assert ("flex" in calls) == (reason is None) == right
+
+
+def test_a_plot_in_an_unknown_format_is_refused_at_once(capsys):
+    pytest.importorskip("matplotlib")
+    assert layer_throughput.main(["--plot", "layer.odd"]) == 2
+    assert "--plot layer.odd: the name must end in one of" in capsys.readouterr().err
+
+
+def test_what_does_not_compile_is_refused_in_one_line(monkeypatch, capsys):
+    from torch._dynamo.exc import TorchDynamoException
+
+    class Uncompilable(torch.nn.Module):
+        def forward(self, hidden):
+            raise TorchDynamoException("no working C++ compiler\nand a long trace")
+
+    monkeypatch.setattr(torch, "compile", lambda layer, **_: Uncompilable())
+    small = ["--preset", "125m", "--seq-len", "40", "--device", "cpu", "--implementations", "plain,compiled"]
+    assert layer_throughput.main(small) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last == "layer_throughput: compiled does not compile here: no working C++ compiler"
 
 
 def test_parts_cover_the_roofline():

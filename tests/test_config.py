@@ -163,6 +163,7 @@ REFUSED = [
     ({"hidden_size": 1000}, "hidden_size must be such that head dims are at most 256, got value head dim 400"),
     ({"attention_dropout": 0.1}, "attention_dropout must be 0.*got 0.1"),
     ({"rms_norm_eps": float("inf")}, "rms_norm_eps must be a positive number, got inf"),
+    ({"rope_theta": 10**400}, "rope_theta must be a positive number, got 1000"),
     ({"tie_word_embeddings": 1}, "tie_word_embeddings must be true or false, got 1"),
     ({"eos_token_id": "</s>"}, "eos_token_id must be a token id"),
 ]
@@ -189,6 +190,9 @@ def test_bad_files(tmp_path):
         HymbaConfig.from_pretrained(tmp_path)
     file = tmp_path / "config.json"
     file.write_text('{"hidden_size": 80,')
+    with pytest.raises(ValueError, match="config.json must be JSON, got: "):
+        HymbaConfig.from_pretrained(file)
+    file.write_text("[" * 100_000)
     with pytest.raises(ValueError, match="config.json must be JSON, got: "):
         HymbaConfig.from_pretrained(file)
     file.write_text(json.dumps(SMALL | {"num_experts": 4}))
