@@ -45,6 +45,10 @@ STABLE_TORCH_LIBRARY(hymba_ops, m) {
       "proj_weight, "
       "float eps) -> Tensor");
 
+  // Projections and MLP.
+  m.def("linear(Tensor x, Tensor weight, Tensor? bias, Tensor? residual) -> Tensor");
+  m.def("gated_linear(Tensor x, Tensor gate_weight, Tensor weight) -> Tensor");
+
   // For bench/roofline.py: not part of the API.
   m.def("_exp2_sum(Tensor x, int repeats) -> Tensor");
   m.def("build_info() -> str");
@@ -61,11 +65,15 @@ STABLE_TORCH_LIBRARY_IMPL(hymba_ops, CPU, m) {
   m.impl("rms_norm", TORCH_BOX(&hymba::rms_norm));
   m.impl("norm_average", TORCH_BOX(&hymba::norm_average));
   m.impl("norm_average_project", TORCH_BOX(&hymba::norm_average_project));
+  m.impl("linear", TORCH_BOX(&hymba::linear));
+  m.impl("gated_linear", TORCH_BOX(&hymba::gated_linear));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hymba_ops, CUDA, m) {
   m.impl("norm_average", TORCH_BOX(&hymba::norm_average));
   m.impl("norm_average_project", TORCH_BOX(&hymba::norm_average_project));
+  m.impl("linear", TORCH_BOX(&hymba::linear));
+  m.impl("gated_linear", TORCH_BOX(&hymba::gated_linear));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hymba_ops, CompositeExplicitAutograd, m) {

@@ -117,13 +117,28 @@ HYMBA_INLINE void store(double* p, Vec<double> v) {
   memcpy(p, &v, sizeof v);
 }
 
-HYMBA_INLINE FloatVec load(const bfloat16* p) {
-  HalfVec h;
-  memcpy(&h, p, sizeof h);
-  const UIntVec u = __builtin_convertvector(h, UIntVec) << 16;
+// Storage bits to float; the first argument names the type.
+HYMBA_INLINE FloatVec widen(bfloat16, HalfVec bits) {
+  const UIntVec u = __builtin_convertvector(bits, UIntVec) << 16;
   FloatVec v;
   memcpy(&v, &u, sizeof v);
   return v;
+}
+HYMBA_INLINE FloatVec widen(float16, HalfVec bits) {
+#if defined(__AVX512F__)
+  return (FloatVec)_mm512_cvtph_ps((__m256i)bits);
+#elif defined(__F16C__)
+  return (FloatVec)_mm256_cvtph_ps((__m128i)bits);
+#else
+  FloatVec v;
+  for (int i = 0; i < kLanes<float>; ++i) v[i] = to_compute(float16{bits[i]});
+  return v;
+#endif
+}
+HYMBA_INLINE FloatVec load(const bfloat16* p) {
+  HalfVec bits;
+  memcpy(&bits, p, sizeof bits);
+  return widen(bfloat16{}, bits);
 }
 HYMBA_INLINE void store(bfloat16* p, FloatVec v) {
   UIntVec u;
@@ -135,15 +150,9 @@ HYMBA_INLINE void store(bfloat16* p, FloatVec v) {
 }
 
 HYMBA_INLINE FloatVec load(const float16* p) {
-#if defined(__AVX512F__)
-  return (FloatVec)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-#elif defined(__F16C__)
-  return (FloatVec)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-#else
-  FloatVec v;
-  for (int i = 0; i < kLanes<float>; ++i) v[i] = to_compute(p[i]);
-  return v;
-#endif
+  HalfVec bits;
+  memcpy(&bits, p, sizeof bits);
+  return widen(float16{}, bits);
 }
 HYMBA_INLINE void store(float16* p, FloatVec v) {
 #if defined(__AVX512F__)

@@ -36,6 +36,11 @@ Tensor norm_average(const Tensor& attn, const Tensor& ssm, const Tensor& attn_we
                     const Tensor& ssm_weight, double eps);
 Tensor norm_average_project(const Tensor& attn, const Tensor& ssm, const Tensor& attn_weight,
                             const Tensor& ssm_weight, const Tensor& proj_weight, double eps);
+
+Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+              const OptionalTensor& residual);
+Tensor gated_linear(const Tensor& x, const Tensor& gate_weight, const Tensor& weight);
+
 Tensor exp2_sum(const Tensor& x, int64_t repeats);
 std::string build_info();
 

@@ -1,0 +1,112 @@
+#include "ops/linear.h"
+
+#include <vector>
+
+#include "core/launch.h"
+#include "core/products.h"
+#include "ops/ops.h"
+
+namespace hymba {
+
+static void check_weight(const Check& check, const char* name, const Tensor& weight, const Tensor& x,
+                         int64_t outputs) {
+  check.same_type(name, weight, "x", x);
+  check.shape(name, weight, "[O, K]", {outputs, x.size(x.dim() - 1)});
+}
+
+static Tensor new_output(const Check& check, const Tensor& x, const Tensor& weight) {
+  check.floating("x", x);
+  check.rank_between("x", x, 1, 4);
+  check.that(x.size(x.dim() - 1) >= 1, "x", "have a last dimension of at least 1", shape_text(x));
+  check_weight(check, "weight", weight, x, kAnySize);
+  std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
+  sizes.back() = weight.size(0);
+  return torch::stable::new_empty(x, sizes);
+}
+
+static LinearParams linear_params(const Tensor& x, const Tensor& weight, const Tensor& out) {
+  const RowView rows = row_view(x);
+  return {
+      .x = rows,
+      .weight = {weight.const_data_ptr(), weight.stride(0)},
+      .gate_weight = {},
+      .bias = nullptr,
+      .residual = {},
+      .out = out.mutable_data_ptr(),
+      .rows = row_count(rows),
+      .inner = weight.size(1),
+      .outputs = weight.size(0),
+      .dtype = dtype_of(x),
+  };
+}
+
+static bool by_library(const Tensor& x) {
+  return !x.is_cpu() || cpu::library_products(dtype_of(x));
+}
+
+// out = x weight^T by torch's GEMM, over the rows of x.
+static void library_linear(const Tensor& out, const Tensor& x, const Tensor& weight) {
+  const int64_t inner = x.size(x.dim() - 1), outputs = weight.size(0);
+  linear_out(torch::stable::view(out, {-1, outputs}), torch::stable::reshape(x, {-1, inner}), weight);
+}
+
+static void library_epilogue(const Tensor& out, const OptionalTensor& gate, const OptionalTensor& bias,
+                             const OptionalTensor& residual) {
+  const int64_t outputs = out.size(out.dim() - 1);
+  const LinearEpilogueParams params{
+      .out = out.mutable_data_ptr(),
+      .gate = data_or_null(gate),
+      .bias = data_or_null(bias),
+      .residual = residual ? row_view(*residual) : RowView{},
+      .rows = out.numel() / outputs,
+      .outputs = outputs,
+      .dtype = dtype_of(out),
+  };
+  launch(out, params, cpu::linear_epilogue);
+}
+
+Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+              const OptionalTensor& residual) {
+  const Check check("linear");
+  const Tensor out = new_output(check, x, weight);
+  if (bias) {
+    check.same_type("bias", *bias, "x", x);
+    check.shape("bias", *bias, "[O]", {weight.size(0)});
+  }
+  if (residual) {
+    check.same_type("residual", *residual, "x", x);
+    check.that(shape_text(*residual) == shape_text(out), "residual",
+               "have the result's shape " + shape_text(out), shape_text(*residual));
+  }
+  if (out.numel() == 0) return out;
+  if (by_library(x)) {
+    library_linear(out, x, weight);
+    if (bias || residual) library_epilogue(out, {}, bias, residual);
+    return out;
+  }
+  LinearParams params = linear_params(x, weight, out);
+  params.bias = data_or_null(bias);
+  if (residual) params.residual = row_view(*residual);
+  cpu::linear(params);
+  return out;
+}
+
+Tensor gated_linear(const Tensor& x, const Tensor& gate_weight, const Tensor& weight) {
+  const Check check("gated_linear");
+  const Tensor out = new_output(check, x, weight);
+  check_weight(check, "gate_weight", gate_weight, x, weight.size(0));
+  if (out.numel() == 0) return out;
+  if (by_library(x)) {
+    const Tensor gate = torch::stable::empty_like(out);
+    library_linear(gate, x, gate_weight);
+    library_linear(out, x, weight);
+    library_epilogue(out, gate, {}, {});
+    return out;
+  }
+  LinearParams params = linear_params(x, weight, out);
+  params.gate_weight = {gate_weight.const_data_ptr(), gate_weight.stride(0)};
+  cpu::linear(params);
+  return out;
+}
+
+}  // namespace hymba
