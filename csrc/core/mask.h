@@ -37,6 +37,22 @@ HYMBA_INLINE KeySpans key_spans(const Mask& mask, int64_t i0, int64_t i1) {
   return spans;
 }
 
+// The least range of keys within [j0, j1) that holds all that some query of [i0, i1) sees; empty: end <=
+// begin.
+struct KeyRange {
+  int64_t begin;
+  int64_t end;
+};
+
+HYMBA_INLINE KeyRange visible_range(const Mask& mask, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
+  const KeySpans spans = key_spans(mask, i0, i1);
+  KeyRange range{j0, j1};
+  if (j0 >= spans.prefix_end && spans.begin > j0) range.begin = spans.begin;
+  const int64_t end = spans.begin < j1 ? spans.end : spans.prefix_end;
+  if (end < j1) range.end = end;
+  return range;
+}
+
 // Every query of [i0, i1) sees every key of [j0, j1): the tile needs no element mask.
 HYMBA_INLINE bool all_visible(const Mask& mask, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
   return j1 - 1 <= i0 && (mask.window == kNoWindow || i1 - 1 - j0 <= mask.window || j1 <= mask.num_meta);

@@ -39,13 +39,6 @@ struct Item {
   int64_t panel(int64_t i) const { return first + i % each; }
 };
 
-// Calls body(std::integral_constant<int64_t, rows>) for rows from 1 to kTileRows.
-template <int64_t kRows = kTileRows, class Body>
-HYMBA_INLINE void with_rows(int64_t rows, const Body& body) {
-  if (rows == kRows) return body(std::integral_constant<int64_t, kRows>{});
-  if constexpr (kRows > 1) with_rows<kRows - 1>(rows, body);
-}
-
 // Tile t of block k0 (`depth` long) lies at packed + rows * k0 + t * kTileRows * depth, as
 // [depth][tile_rows].
 template <class T>
@@ -53,26 +46,14 @@ static void pack_tile(const RowView& x, int64_t first_row, const Shape& shape, i
                       compute_t<T>* packed) {
   using C = compute_t<T>;
   constexpr int64_t lanes = kLanes<C>, kMost = divide_up(kTileRows, lanes);
-  const int64_t count = shape.tile_rows(tile), vectors = divide_up(count, lanes);
+  const int64_t count = shape.tile_rows(tile);
   RowPointers<T> rows[kMost];
-  for (int64_t r = 0; r < vectors * lanes; ++r)
+  for (int64_t r = 0; r < kMost * lanes; ++r)
     rows[r / lanes].row[r % lanes] =
         static_cast<const T*>(x.data) + row_offset(x, first_row + tile * kTileRows + at_most(r, count - 1));
   for (int64_t k0 = 0; k0 < shape.inner; k0 += shape.depth) {
     const int64_t depth = at_most(shape.inner - k0, shape.depth);
-    C* out = packed + shape.rows * k0 + tile * kTileRows * depth;
-    int64_t i = 0;
-    // Whole vectors are stored; what lies beyond the tile's rows is overwritten by the next element.
-    for (; i + kColumns<T> <= depth && (i + kColumns<T> - 1) * count + vectors * lanes <= depth * count;
-         i += kColumns<T>) {
-      Vec<C> column[kMost][kColumns<T>];
-      for (int64_t v = 0; v < vectors; ++v) load_columns(rows[v], k0 + i, column[v]);
-      for (int64_t j = 0; j < kColumns<T>; ++j)
-        for (int64_t v = 0; v < vectors; ++v) store(out + (i + j) * count + v * lanes, column[v][j]);
-    }
-    for (; i < depth; ++i)
-      for (int64_t r = 0; r < count; ++r)
-        out[i * count + r] = to_compute(rows[r / lanes].row[r % lanes][k0 + i]);
+    pack_rows(rows, count, k0, depth, packed + shape.rows * k0 + tile * kTileRows * depth, C(1));
   }
 }
 
@@ -90,17 +71,8 @@ HYMBA_INLINE RowPointers<T> panel_rows(const Item& item, int64_t i, int64_t vect
 template <class T>
 static void pack_panel(const Item& item, int64_t i_panel, int64_t k0, int64_t depth, compute_t<T>* panel) {
   using C = compute_t<T>;
-  for (int64_t v = 0; v < kPanelVectors; ++v) {
-    const RowPointers<T> rows = panel_rows<T>(item, i_panel, v);
-    C* out = panel + v * kLanes<C>;
-    int64_t i = 0;
-    for (; i + kColumns<T> <= depth; i += kColumns<T>) {
-      Vec<C> column[kColumns<T>];
-      load_columns(rows, k0 + i, column);
-      for (int64_t j = 0; j < kColumns<T>; ++j) store(out + (i + j) * kPanelColumns<C>, column[j]);
-    }
-    for (; i < depth; ++i) store(out + i * kPanelColumns<C>, load_column(rows, k0 + i));
-  }
+  for (int64_t v = 0; v < kPanelVectors; ++v)
+    pack_columns(panel_rows<T>(item, i_panel, v), k0, depth, panel + v * kLanes<C>, kPanelColumns<C>);
 }
 
 // One worker's memory: a block of each panel, and the sums [panels][rows][kPanelColumns].
@@ -139,14 +111,22 @@ static void multiply(const compute_t<T>* packed, const Shape& shape, int64_t k0,
   for (int64_t i = 0; i < item.count(); ++i) {
     C* sums = &buffers.sums[i * buffers.rows * kPanelColumns<C>];
     const C* panel = &buffers.panels[i * depth * kPanelColumns<C>];
+    const auto multiply_tile = [&](auto count, int64_t t) __attribute__((always_inline)) {
+      constexpr int64_t kRows = decltype(count)::value;
+      const C* tile = rows + t * kTileRows * depth;
+      if (k0 == 0) {
+        gemm_tile<kRows, false>(tile, 1, kRows, panel, sums, kPanelColumns<C>, depth);
+      } else {
+        gemm_tile<kRows, true>(tile, 1, kRows, panel, sums, kPanelColumns<C>, depth);
+      }
+    };
     for (int64_t t = item.tile_begin; t < last; ++t, sums += tile_size) {
       if (next < shape.inner)
         prefetch_rows<T>(item, i, next, at_most(shape.inner - next, shape.depth), t - item.tile_begin, tiles);
-      gemm_tile<kTileRows>(rows + t * kTileRows * depth, panel, sums, depth, k0 == 0);
+      multiply_tile(std::integral_constant<int64_t, kTileRows>{}, t);
     }
-    with_rows(shape.tile_rows(last), [&](auto count) __attribute__((always_inline)) {
-      gemm_tile<decltype(count)::value>(rows + last * kTileRows * depth, panel, sums, depth, k0 == 0);
-    });
+    with_rows(shape.tile_rows(last),
+              [&](auto count) __attribute__((always_inline)) { multiply_tile(count, last); });
   }
 }
 

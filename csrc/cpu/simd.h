@@ -209,6 +209,15 @@ HYMBA_INLINE FloatVec scale_by_power_of_two(FloatVec p, FloatVec n) {
 }
 
 // Minimax polynomial of 2^r on [-1/2, 1/2], degree 6, relative error 1.9e-9 before rounding.
+HYMBA_INLINE FloatVec exp2_polynomial(FloatVec r) {
+  FloatVec p = broadcast(1.53458121587e-4f);
+  p = p * r + 1.33999312095e-3f;
+  p = p * r + 9.61848895652e-3f;
+  p = p * r + 5.5503287770e-2f;
+  p = p * r + 0.240226468906f;
+  p = p * r + 0.693147205737f;
+  return p * r + 1.0f;
+}
 HYMBA_INLINE FloatVec exp2(FloatVec x) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   // Beyond these the result is 0 or infinity all the same. The comparisons are false for NaN, which passes.
@@ -216,17 +225,28 @@ HYMBA_INLINE FloatVec exp2(FloatVec x) {
   x = x > 200.0f ? broadcast(200.0f) : x;
   const FloatVec n = (x + kRound) - kRound;
   const FloatVec r = x - n;
-  FloatVec p = broadcast(1.53458121587e-4f);
-  p = p * r + 1.33999312095e-3f;
-  p = p * r + 9.61848895652e-3f;
-  p = p * r + 5.5503287770e-2f;
-  p = p * r + 0.240226468906f;
-  p = p * r + 0.693147205737f;
-  p = p * r + 1.0f;
-  return scale_by_power_of_two(p, n);
+  return scale_by_power_of_two(exp2_polynomial(r), n);
 }
 HYMBA_INLINE Vec<double> exp2(Vec<double> x) {
   return map_lanes(x, [](double v) { return ::exp2(v); });
+}
+
+// exp2 for x <= 0, as in a softmax: cheaper, and results below 2^-126 are 0.
+HYMBA_INLINE FloatVec exp2_of_negative(FloatVec x) {
+#if defined(__AVX512F__)
+  return exp2(x);
+#else
+  constexpr float kRound = 12582912.0f;
+  x = x < -127.0f ? broadcast(-127.0f) : x;  // false for NaN, which passes
+  const FloatVec n = (x + kRound) - kRound;
+  const IntVec bits = (__builtin_convertvector(n, IntVec) + 127) << 23;  // of 2^n; 0 for n = -127
+  FloatVec power;
+  memcpy(&power, &bits, sizeof power);
+  return exp2_polynomial(x - n) * power;
+#endif
+}
+HYMBA_INLINE Vec<double> exp2_of_negative(Vec<double> x) {
+  return exp2(x);
 }
 
 // e^x, with the argument reduced in base e: the error does not grow with |x|.
@@ -237,14 +257,7 @@ HYMBA_INLINE FloatVec exp(FloatVec x) {
   x = x > 140.0f ? broadcast(140.0f) : x;
   const FloatVec n = (x * kLog2e + kRound) - kRound;
   const FloatVec r = ((x - n * kLn2High) - n * kLn2Low) * kLog2e;
-  FloatVec p = broadcast(1.53458121587e-4f);
-  p = p * r + 1.33999312095e-3f;
-  p = p * r + 9.61848895652e-3f;
-  p = p * r + 5.5503287770e-2f;
-  p = p * r + 0.240226468906f;
-  p = p * r + 0.693147205737f;
-  p = p * r + 1.0f;
-  return scale_by_power_of_two(p, n);
+  return scale_by_power_of_two(exp2_polynomial(r), n);
 }
 HYMBA_INLINE Vec<double> exp(Vec<double> x) {
   return map_lanes(x, [](double v) { return ::exp(v); });

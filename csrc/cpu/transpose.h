@@ -119,4 +119,39 @@ HYMBA_INLINE Vec<compute_t<T>> load_column(const RowPointers<T>& rows, int64_t i
   return column;
 }
 
+// A vector of a panel: out[i * out_stride + r] = rows[r][begin + i] for i < depth.
+template <class T>
+HYMBA_INLINE void pack_columns(const RowPointers<T>& rows, int64_t begin, int64_t depth, compute_t<T>* out,
+                               int64_t out_stride) {
+  int64_t i = 0;
+  for (; i + kColumns<T> <= depth; i += kColumns<T>) {
+    Vec<compute_t<T>> column[kColumns<T>];
+    load_columns(rows, begin + i, column);
+    for (int64_t j = 0; j < kColumns<T>; ++j) store(out + (i + j) * out_stride, column[j]);
+  }
+  for (; i < depth; ++i) store(out + i * out_stride, load_column(rows, begin + i));
+}
+
+// A tile of rows: out[i * count + r] = scale * rows[r][begin + i] for r < count and i < depth. Row r is
+// rows[r / kLanes].row[r % kLanes]; the last vector's pointers beyond `count` must be readable too.
+template <int64_t kMostVectors, class T>
+HYMBA_INLINE void pack_rows(const RowPointers<T> (&rows)[kMostVectors], int64_t count, int64_t begin,
+                            int64_t depth, compute_t<T>* out, compute_t<T> scale) {
+  using C = compute_t<T>;
+  constexpr int64_t lanes = kLanes<C>;
+  const int64_t vectors = divide_up(count, lanes);
+  int64_t i = 0;
+  // Whole vectors are stored; what lies beyond `count` is overwritten by the next element.
+  for (; i + kColumns<T> <= depth && (i + kColumns<T> - 1) * count + vectors * lanes <= depth * count;
+       i += kColumns<T>) {
+    Vec<C> column[kMostVectors][kColumns<T>];
+    for (int64_t v = 0; v < vectors; ++v) load_columns(rows[v], begin + i, column[v]);
+    for (int64_t j = 0; j < kColumns<T>; ++j)
+      for (int64_t v = 0; v < vectors; ++v) store(out + (i + j) * count + v * lanes, column[v][j] * scale);
+  }
+  for (; i < depth; ++i)
+    for (int64_t r = 0; r < count; ++r)
+      out[i * count + r] = to_compute(rows[r / lanes].row[r % lanes][begin + i]) * scale;
+}
+
 }  // namespace hymba::cpu::HYMBA_ISA

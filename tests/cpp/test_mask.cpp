@@ -51,6 +51,20 @@ static void check_tiles(const Mask& mask, int64_t i0, int64_t i1, int64_t keys) 
     }
 }
 
+static void check_range(const Mask& mask, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
+  int64_t begin = j1, end = j0;
+  for (int64_t j = j0; j < j1; ++j)
+    for (int64_t i = i0; i < i1; ++i)
+      if (sees(mask, i, j)) {
+        begin = j < begin ? j : begin;
+        end = j + 1;
+      }
+  const KeyRange range = visible_range(mask, i0, i1, j0, j1);
+  const bool empty = begin >= end;
+  expect(empty ? range.end <= range.begin : range.begin == begin && range.end == end, "visible_range", mask,
+         i0, i1, j0, j1);
+}
+
 int main() {
   constexpr int64_t kKeys = 14;
   for (int64_t window = kNoWindow; window <= 6; ++window)
@@ -63,6 +77,8 @@ int main() {
         for (int64_t i1 = i0 + 1; i1 <= kKeys; ++i1) {
           check_spans(mask, i0, i1, kKeys);
           check_tiles(mask, i0, i1, kKeys);
+          for (int64_t j0 = 0; j0 < kKeys; ++j0)
+            for (int64_t j1 = j0 + 1; j1 <= kKeys; ++j1) check_range(mask, i0, i1, j0, j1);
         }
     }
   std::printf(failures ? "%ld failures\n" : "mask: ok\n", failures);
