@@ -21,7 +21,7 @@
 
 namespace hymba::cpu::HYMBA_ISA {
 
-constexpr int64_t kKeyTile = 64;
+constexpr int64_t kKeyTile = 128;
 constexpr int64_t kSegment = 512;
 // Rows of an item: enough to make packing the keys cheap, few enough for L2.
 constexpr int64_t kRowTarget = 192;
@@ -254,6 +254,20 @@ static KeyRange score_tile(const AttentionParams& p, const Item& item, int64_t r
   return {seen.begin - j0, seen.end - j0};
 }
 
+// Asks for a share, 1 / shares, of the key tile behind [.., j0): packing it would wait for every line.
+template <class T>
+HYMBA_INLINE void prefetch_keys(const AttentionParams& p, const Item& item, int64_t j0, int64_t share,
+                                int64_t shares) {
+  constexpr int64_t line = 64 / sizeof(T);
+  const int64_t end = at_most(j0 + (share + 1) * kKeyTile / shares, item.position + item.count);
+  for (int64_t j = j0 + share * kKeyTile / shares; j < end; ++j) {
+    const T* key = key_row<T>(p, p.meta_k, p.k, item.seq, j, item.kv_head);
+    const T* value = key_row<T>(p, p.meta_v, p.v, item.seq, j, item.kv_head);
+    for (int64_t d = 0; d < p.k_dim; d += line) __builtin_prefetch(key + d, 0, 2);
+    for (int64_t d = 0; d < p.v_dim; d += line) __builtin_prefetch(value + d, 0, 2);
+  }
+}
+
 // Keys [j0, j1), one tile.
 template <class T>
 static void visit_keys(const AttentionParams& p, const Item& item, int64_t j0, int64_t j1,
@@ -261,8 +275,11 @@ static void visit_keys(const AttentionParams& p, const Item& item, int64_t j0, i
   using C = compute_t<T>;
   const int64_t rows = item.count * tiles.shape.group, v_padded = tiles.shape.v_padded;
   pack_keys<T>(p, item, j0, j1 - j0, tiles);
-  for (int64_t r = 0; r < rows; r += kTileRows)
-    tiles.ranges[r / kTileRows] = score_tile(p, item, r, j0, j1, tiles);
+  const int64_t row_tiles = divide_up(rows, kTileRows);
+  for (int64_t t = 0; t < row_tiles; ++t) {
+    prefetch_keys<T>(p, item, j1, t, row_tiles);
+    tiles.ranges[t] = score_tile(p, item, t * kTileRows, j0, j1, tiles);
+  }
   for (int64_t panel = 0; panel < tiles.shape.v_panels; ++panel) {
     const C* values = &tiles.values[panel * kKeyTile * kPanelColumns<C>];
     for (int64_t r = 0; r < rows; r += kTileRows) {

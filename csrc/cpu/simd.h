@@ -79,23 +79,35 @@ HYMBA_INLINE V vector_min(V a, V b) {
   return a < b ? a : b;
 }
 
-template <class C>
-HYMBA_INLINE C lane_sum(const Vec<C>& v) {
-  // Pairwise, so that rounding does not grow with the width.
+// Of all lanes, combined pairwise (lane i with lane i + half of those left), so that rounding does not grow
+// with the width. In registers: through memory the narrow loads would wait for the wide store.
+template <class C, class F>
+HYMBA_INLINE C reduce_lanes(const Vec<C>& v, F combine) {
+#if defined(__AVX2__)
+  if constexpr (sizeof(C) == 4) {
+#if defined(__AVX512F__)
+    const __m256 eight = combine(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
+#else
+    const __m256 eight = (__m256)v;
+#endif
+    const __m128 four = combine(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = combine(four, _mm_movehl_ps(four, four));
+    return combine(two, _mm_movehdup_ps(two))[0];
+  }
+#endif
   C lanes[kLanes<C>];
   memcpy(lanes, &v, sizeof lanes);
   for (int width = kLanes<C> / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+    for (int i = 0; i < width; ++i) lanes[i] = combine(lanes[i], lanes[i + width]);
   return lanes[0];
 }
-
+template <class C>
+HYMBA_INLINE C lane_sum(const Vec<C>& v) {
+  return reduce_lanes<C>(v, [](auto a, auto b) __attribute__((always_inline)) { return a + b; });
+}
 template <class C>
 HYMBA_INLINE C lane_max(const Vec<C>& v) {
-  C lanes[kLanes<C>];
-  memcpy(lanes, &v, sizeof lanes);
-  for (int width = kLanes<C> / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
-  return lanes[0];
+  return reduce_lanes<C>(v, [](auto a, auto b) __attribute__((always_inline)) { return a > b ? a : b; });
 }
 
 // ---- Loads and stores: any alignment; bf16 and fp16 are converted to and from float ----
@@ -237,7 +249,7 @@ HYMBA_INLINE FloatVec exp2_of_negative(FloatVec x) {
   return exp2(x);
 #else
   constexpr float kRound = 12582912.0f;
-  x = x < -127.0f ? broadcast(-127.0f) : x;  // false for NaN, which passes
+  x = vector_max(broadcast(-127.0f), x);  // gives x where that is NaN
   const FloatVec n = (x + kRound) - kRound;
   const IntVec bits = (__builtin_convertvector(n, IntVec) + 127) << 23;  // of 2^n; 0 for n = -127
   FloatVec power;
