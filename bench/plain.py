@@ -72,6 +72,23 @@ def library_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return nn.functional.silu(out).transpose(1, 2)
 
 
+def conv1d_update(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`causal_conv1d_update` of one token, x [B, C], where row b of the state [B, K - 1, C] is row b's."""
+    window = torch.cat([state, x[:, None]], dim=1)
+    state.copy_(window[:, 1:])
+    return nn.functional.silu((window * weight.T).sum(dim=1) + bias)
+
+
+def state_update(
+    state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, *, dt_bias: Tensor
+) -> Tensor:
+    """`selective_state_update` of one token, x [B, C], where row b of the state [B, C, N] is row b's."""
+    wide, dt = x.float(), nn.functional.softplus(dt.float() + dt_bias)
+    state.mul_(torch.exp(dt[..., None] * A)).addcmul_((dt * wide)[..., None], B.float()[:, None])
+    y = torch.bmm(state, C.float()[..., None]).squeeze(-1) + D * wide
+    return (y * nn.functional.silu(z.float())).to(x.dtype)
+
+
 class PlainMixer(reference.HybridMixer):
     """python_reference's mixer in the best plain forms; its scan is the fastest plain one already."""
 

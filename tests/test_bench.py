@@ -170,7 +170,7 @@ def test_flex_attention_with_a_wrong_mask_is_not_timed(monkeypatch, window, num_
     with torch.inference_mode():
         inputs = parts.attention_inputs(ours, config, hidden)
         calls = {"plain": lambda: attention(*inputs, 1024, 128)}
-        reason = layer_throughput._add_flex_attention(calls, ours, config, 1, hidden, "float32")
+        reason = layer_throughput.add_flex_attention(calls, ours, config, 1, hidden)
     assert ("flex" in calls) == (reason is None) == right
 
 
