@@ -17,7 +17,7 @@ from bench import plain
 from bench.runner import Call
 
 # The masked form computes all pairs and holds their scores: it is a rival on short input only.
-_MASKED_UP_TO = 1024
+MASKED_UP_TO = 1024
 
 
 def both(run: Callable[[Any], object]) -> dict[str, Call]:
@@ -63,7 +63,7 @@ def _attention(
     calls = attention(
         q, k, v, window=config.window(layer), num_meta=config.num_memory_tokens, scale=config.attention_scale
     )
-    if length > _MASKED_UP_TO:
+    if length > MASKED_UP_TO:
         del calls["naive"]
     return calls
 

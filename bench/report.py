@@ -111,6 +111,48 @@ def print_memory(rows: Rows) -> None:
     )
 
 
+def print_sweep(results: dict[str, Any]) -> None:
+    """One line a series, one column a length; a cell is hymba_ops' time and how many times as long plain takes."""
+    print("hymba_ops against the best plain PyTorch form: ms (x plain)")
+    print_machine(results["machine"])
+    rows = results["rows"]
+    if rows:
+        lengths = sorted({row["seq_len"] for row in rows})
+        table = {series: ["-"] * len(lengths) for series in map(_series, rows)}
+        for row in rows:
+            table[_series(row)][lengths.index(row["seq_len"])] = f"{row['ms']:.3g} ({row['ratio']:.2f}x)"
+        titles = ("preset", "dtype", "batch", "layer", "op", *(str(length) for length in lengths))
+        print_table([titles, *((*map(str, series), *cells) for series, cells in table.items())], left=5)
+    for title, key in (("left out", "left_out"), ("WRONG, not timed", "wrong")):
+        if results[key]:
+            print(f"\n{title}:")
+        for (series, reason), lengths in _grouped(results[key]).items():
+            print(f"  {_label(series)}, length {', '.join(lengths)}: {reason}")
+    print("\nslower than plain PyTorch:" + ("" if results["slower"] else " none"))
+    for row in results["slower"]:
+        print(
+            f"  {_label(_series(row))}, length {row['seq_len']}: {row['ms']:.3g} ms, {row['plain_form']} "
+            f"{row['plain_ms']:.3g} ms ({row['ratio']:.2f}x, {row['difference_us']:+.0f} us)"
+        )
+
+
+def _series(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[key] for key in ("preset", "dtype", "batch", "layer", "op"))
+
+
+def _label(series: tuple[Any, ...]) -> str:
+    preset, dtype, batch, layer, op = series
+    return " ".join(filter(None, (preset, dtype, f"batch {batch}", layer, op)))
+
+
+def _grouped(rows: Rows) -> dict[tuple[Any, str], list[str]]:
+    """(series, reason) to lengths."""
+    groups: dict[tuple[Any, str], list[str]] = {}
+    for row in rows:
+        groups.setdefault((_series(row), row["reason"]), []).append(str(row["seq_len"]))
+    return groups
+
+
 def print_table(lines: list[tuple[str, ...]], *, left: int) -> None:
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     for line in lines:

@@ -26,7 +26,7 @@ def time_threads(case: Case, config: hymba_ops.HymbaConfig, counts: list[int], p
     try:
         for count in counts:
             torch.set_num_threads(count)
-            timings = time_rounds(candidates, hidden.device, seconds=1.0)
+            timings = time_rounds(candidates, hidden.device, seconds=0.5)
             rows += [
                 {"layer": case.name, "part": part, "threads": count, "ms": timing.ms, "ms_min": timing.ms_min,
                  "ms_max": timing.ms_max} for part, timing in timings.items()
