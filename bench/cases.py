@@ -57,8 +57,11 @@ def make_layers(
     for implementation in implementations:
         layer: nn.Module = ours
         if implementation != "hymba_ops":
-            layer = plain.plain_layer(implementation, plain_config, index).to(device=device, dtype=dtype)
+            kind = "plain" if implementation == "upcast" else implementation
+            layer = plain.plain_layer(kind, plain_config, index).to(device=device, dtype=dtype)
             layer.load_state_dict(ours.state_dict(), assign=True)
+        if implementation == "upcast":
+            layer = plain.Upcast(layer)
         if implementation == "compiled":
             layer = torch.compile(layer, dynamic=False)
         layers[implementation] = layer.eval()
@@ -93,6 +96,8 @@ def layer_bytes(
     mlp = config.intermediate_size
     per_token = roofline.in_proj_rows(config, 0) + 8 * config.inner_size + 3 * mlp
     weights = config.hidden_size * (roofline.in_proj_rows(config, 0) + config.inner_size + 3 * mlp)
+    if "upcast" in implementations:
+        itemsize = 4
     needed = itemsize * (2 * weights + batch * length * per_token)  # twice: what is prepared from them
     if "naive" in implementations:  # scores of all pairs, twice
         needed += batch * config.num_attention_heads * length**2 * 2 * max(4, itemsize)

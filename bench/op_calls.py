@@ -26,11 +26,14 @@ def both(run: Callable[[Any], object]) -> dict[str, Call]:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, **mask: Any) -> dict[str, Call]:
-    return {
+    calls: dict[str, Call] = {
         "hymba_ops": lambda: hymba_ops.attention(q, k, v, **mask),
         "plain": lambda: plain.blocked_attention(q, k, v, **mask),
         "naive": lambda: plain.masked_attention(q, k, v, **mask),
     }
+    if q.dtype != torch.float32:
+        calls["upcast"] = lambda: plain.blocked_attention(q.float(), k.float(), v.float(), **mask).to(q.dtype)
+    return calls
 
 
 def causal_conv1d(x: Tensor, taps: Tensor, bias: Tensor) -> dict[str, Call]:
@@ -135,9 +138,13 @@ def _norm_average_project(
 ) -> dict[str, Call]:
     operands = _branches(config, batch, length, dtype)
     project = torch.randn(config.hidden_size, config.inner_size, dtype=dtype)
-    return both(lambda module: module.norm_average_project(*operands, project)) | {
+    calls = both(lambda module: module.norm_average_project(*operands, project)) | {
         "library": lambda: nn.functional.linear(_library_average(*operands), project)
     }
+    if dtype != torch.float32:
+        wide = project.float()  # once, as a layer would
+        calls["upcast"] = lambda: nn.functional.linear(_library_average(*operands).float(), wide).to(dtype)
+    return calls
 
 
 OPS = {

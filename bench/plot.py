@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-COLOURS = {"hymba_ops": "#1b6ca8", "plain": "#c9a227", "naive": "#b5523b", "compiled": "#6b8e4e", "flex": "#8a63a8"}
+COLOURS = {"hymba_ops": "#1b6ca8", "plain": "#c9a227", "naive": "#b5523b", "compiled": "#6b8e4e", "flex": "#8a63a8",
+           "upcast": "#3aa6a0"}  # fmt: skip
 FLOOR = "#222222"
 
 

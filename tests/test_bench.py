@@ -206,7 +206,10 @@ REFUSED = [
     (("--preset", "7b"), "--preset must be of 125m, 350m, 1.5b, got '7b'"),
     (("--dtype", "int8"), "--dtype must be of float32, bfloat16, float16, got 'int8'"),
     (("--layers", "sliding,odd"), "--layers must be of sliding, global, got 'odd'"),
-    (("--implementations", "fast"), "--implementations must be of hymba_ops, plain, naive, compiled, got 'fast'"),
+    (
+        ("--implementations", "fast"),
+        "--implementations must be of hymba_ops, plain, naive, compiled, upcast, got 'fast'",
+    ),
     (("--device", "tpu"), "--device must be cpu or cuda, got 'tpu'"),
     (("--seq-len", "0"), "--seq-len must be at least 1, got 0"),
     (("--device", "cpu", "--seq-len", "100000000"), "not enough memory on cpu: about"),
@@ -217,7 +220,10 @@ REFUSED = [
     (("--threads", "--parts"), "--parts and --plot belong to the table, which --threads and --memory replace"),
     (("--memory", "--parts"), "--parts and --plot belong to the table, which --threads and --memory replace"),
     (("--memory", "--device", "cuda"), "--threads and --memory are about a CPU, got --device cuda"),
-    (("--memory", "--implementations", "fast"), "--implementations must be of hymba_ops, plain, naive, compiled, got"),
+    (
+        ("--memory", "--implementations", "fast"),
+        "--implementations must be of hymba_ops, plain, naive, compiled, upcast, got",
+    ),
     (("--memory", "--seq-len", "-3"), "--seq-len must be at least 1, got -3"),
     (("--json", "/no/such/folder/out.json"), "--json /no/such/folder/out.json: cannot write there"),
 ]

@@ -62,6 +62,16 @@ def test_every_form_of_an_op_agrees(op, dtype):
                 cases.check_agreement(name, call(), expected)
 
 
+@pytest.mark.parametrize("dtype,names", [("float32", 3), ("bfloat16", 4)])
+def test_every_form_of_the_layer_agrees(dtype, names):
+    chosen = case(op="layer", layer="sliding", dtype=dtype)
+    with torch.inference_mode():
+        calls = sweep.LayerCache().calls(chosen, options.preset("125m"), 1, 150)
+        assert list(calls)[:2] == ["hymba_ops", "plain"] and len(calls) == names
+        assert {call().dtype for call in calls.values()} == {options.DTYPES[dtype]}
+        assert sweep.compare(calls) > 0
+
+
 @pytest.mark.parametrize("op", sweep.UPDATE_OPS)
 def test_update_forms_leave_the_same_state(op):
     """The second call starts from the state that the first one left."""
@@ -153,6 +163,21 @@ def test_a_case_too_slow_is_left_out_and_named(monkeypatch, capsys):
     assert sweep.main([*TINY, "--ops", "rms_norm", "--seq-lens", "3,2000"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"rms_norm, length 2000: a call of plain takes about \d+ s, more than 0 s", printed)
+
+
+def test_only_forms_that_are_too_slow_are_dropped(monkeypatch, tmp_path):
+    """One of two plain forms seems slow: the case is timed against the other, and the slow one does not run in full."""
+    right = op_calls.random_calls
+
+    def never():
+        raise AssertionError("ran a form that is too slow")
+
+    monkeypatch.setattr(op_calls, "random_calls", lambda *args, **sizes: right(*args, **sizes) | {"plain": never})
+    monkeypatch.setattr(sweep, "elapsed_ms", lambda call, device: 1e6 if call is never else 1e-3)
+    out = tmp_path / "out.json"
+    assert sweep.main([*TINY, "--ops", "causal_conv1d", "--seq-lens", "1600", "--json", str(out)]) == 0
+    (r,) = json.loads(out.read_text())["rows"]
+    assert r["plain_form"] == "naive"
 
 
 def test_the_budget_is_kept(capsys):
