@@ -249,6 +249,7 @@ def make_row(case: Case, timings: dict[str, Timing]) -> dict[str, Any]:
     return asdict(case) | {
         "ms": ours.ms, "ms_min": ours.ms_min, "ms_max": ours.ms_max,
         "plain_form": form, "plain_ms": best.ms, "plain_ms_min": best.ms_min, "plain_ms_max": best.ms_max,
+        "forms_ms": {name: timing.ms for name, timing in timings.items() if name != "hymba_ops"},
         "ratio": best.ms / ours.ms, "difference_us": 1e3 * (ours.ms - best.ms),
     }  # fmt: skip
 

@@ -98,6 +98,7 @@ def test_a_small_run(tmp_path, capsys):
         assert r["ratio"] == pytest.approx(r["plain_ms"] / r["ms"])
         assert r["difference_us"] == pytest.approx(1e3 * (r["ms"] - r["plain_ms"]))
         assert r["plain_form"] in ("plain", "naive", "library") and r["relative_rms"] < 1e-4
+        assert r["forms_ms"][r["plain_form"]] == r["plain_ms"] == min(r["forms_ms"].values())
     assert results["left_out"] == results["wrong"] == []
     assert {"device", "threads", "kernels", "torch"} <= set(results["machine"])
     assert picture.stat().st_size > 1000
