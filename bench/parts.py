@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 import hymba_ops
-import python_reference
-from bench import plain
+from bench import op_calls
 from bench.runner import Call
 
 if TYPE_CHECKING:
@@ -39,7 +37,7 @@ def part_calls(
     scan_args, scan_kwargs = _scan_inputs(mixer, config, u, z)
     attn = hymba_ops.attention(*turned, v, **mask).flatten(-2)
     ssm = hymba_ops.selective_scan(*scan_args, **scan_kwargs)
-    weights, out_weight = (mixer.pre_avg_layernorm1.weight, mixer.pre_avg_layernorm2.weight), mixer.out_proj.weight
+    weights = (mixer.pre_avg_layernorm1.weight, mixer.pre_avg_layernorm2.weight, mixer.out_proj.weight)
 
     def norms(module: Any) -> None:
         for _ in range(2):
@@ -47,30 +45,18 @@ def part_calls(
 
     return {
         "in_proj": {"hymba_ops": lambda: mixer.in_proj(normed), "plain": lambda: plain_mixer.in_proj(normed)},
-        "rotary": _both(lambda module: [module.rotary(heads, positions, mixer.inv_freq) for heads in (q, k)]),
-        "attention": {
-            "hymba_ops": lambda: hymba_ops.attention(*turned, v, **mask),
-            "plain": lambda: plain.blocked_attention(*turned, v, **mask),
-            "naive": lambda: plain.masked_attention(*turned, v, **mask),
-        },
-        "conv + SiLU": {
-            "hymba_ops": lambda: hymba_ops.causal_conv1d(x, taps, bias),
-            "plain": lambda: plain.library_conv1d(x, taps, bias),
-        },
+        "rotary": op_calls.both(lambda module: [module.rotary(heads, positions, mixer.inv_freq) for heads in (q, k)]),
+        "attention": op_calls.attention(*turned, v, **mask),
+        "conv + SiLU": op_calls.causal_conv1d(x, taps, bias),
         "x, dt proj + norms": {
             "hymba_ops": lambda: _scan_inputs(mixer, config, u, z),
             "plain": lambda: _scan_inputs(plain_mixer, config, u, z),
         },
-        "scan": _both(lambda module: module.selective_scan(*scan_args, **scan_kwargs)),
-        "norms + residuals": _both(norms),
-        "norm-average + out_proj": _both(lambda module: module.norm_average_project(attn, ssm, *weights, out_weight)),
+        "scan": op_calls.both(lambda module: module.selective_scan(*scan_args, **scan_kwargs)),
+        "norms + residuals": op_calls.both(norms),
+        "norm-average + out_proj": op_calls.both(lambda module: module.norm_average_project(attn, ssm, *weights)),
         "MLP": {"hymba_ops": lambda: ours.moe.experts[0](normed), "plain": lambda: theirs.moe.experts[0](normed)},
     }  # fmt: skip
-
-
-def _both(run: Callable[[Any], object]) -> dict[str, Call]:
-    """The same call on hymba_ops' functions and on python_reference's."""
-    return {"hymba_ops": lambda: run(hymba_ops), "plain": lambda: run(python_reference)}
 
 
 def _scan_inputs(

@@ -1,10 +1,11 @@
-"""--plot: the layer rows beside their floor, and the parts beside theirs. The only user of matplotlib."""
+"""--plot: the layer rows and the parts beside their floors; the sweep's ratios. The only user of matplotlib."""
 
 from __future__ import annotations
 
 from typing import Any
 
-COLOURS = {"hymba_ops": "#1b6ca8", "plain": "#c9a227", "naive": "#b5523b", "compiled": "#6b8e4e", "flex": "#8a63a8"}
+COLOURS = {"hymba_ops": "#1b6ca8", "plain": "#c9a227", "naive": "#b5523b", "compiled": "#6b8e4e", "flex": "#8a63a8",
+           "upcast": "#3aa6a0"}  # fmt: skip
 FLOOR = "#222222"
 
 
@@ -29,6 +30,87 @@ def draw(results: dict[str, Any], path: str) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+# The ops whose time a layer is made of are drawn strong, the small ones thin.
+_STRONG = ("layer", "attention", "selective_scan", "causal_conv1d")
+
+
+def draw_sweep(results: dict[str, Any], path: str) -> None:
+    """The ratio to plain over the length: a panel a preset (rows), dtype and batch (columns); a line an op."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = results["rows"]
+    presets = list(dict.fromkeys(row["preset"] for row in rows))
+    columns = sorted(
+        {(row["dtype"], row["batch"]) for row in rows}, key=lambda column: (column[0] != "float32", column)
+    )
+    lines = list(dict.fromkeys((row["op"], row["layer"]) for row in rows))
+    figure, axes = plt.subplots(
+        len(presets), len(columns), figsize=(1.5 + 4.5 * len(columns), 2 + 3.6 * len(presets)), squeeze=False,
+        sharex=True, sharey=True, layout="constrained",
+    )  # fmt: skip
+    styles = _sweep_styles(lines)
+    for preset, row_of_axes in zip(presets, axes, strict=True):
+        for (dtype, batch), panel in zip(columns, row_of_axes, strict=True):
+            chosen = [row for row in rows if (row["preset"], row["dtype"], row["batch"]) == (preset, dtype, batch)]
+            _draw_ratios(panel, chosen, styles)
+            panel.set_title(f"{preset}, {dtype}, batch {batch}", fontsize=10)
+        row_of_axes[0].set_ylabel("plain ms / hymba_ops ms")
+    for panel in axes[-1]:
+        panel.set_xlabel("length")
+    machine = results["machine"]
+    figure.suptitle(
+        "hymba_ops against the best plain PyTorch form (above 1: hymba_ops is faster)\n"
+        f"{machine['device']}, {machine['threads']} threads, {machine['kernels']}"
+    )
+    handles = [plt.Line2D([], [], label=" ".join(filter(None, line[::-1])), **styles[line]) for line in lines]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(lines), 2 + len(columns)), handlelength=4)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _sweep_styles(lines: list[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Any]]:
+    """One colour an op; the global layers dashed."""
+    palette = (
+        "#1b6ca8",
+        "#b5523b",
+        "#6b8e4e",
+        "#8a63a8",
+        "#c9a227",
+        "#3aa6a0",
+        "#d4709b",
+        "#7a5c3e",
+        "#888888",
+        "#222222",
+    )
+    ops = list(dict.fromkeys(op for op, _ in lines))
+    return {
+        (op, layer): {
+            "color": palette[ops.index(op) % len(palette)],
+            "linestyle": "--" if layer == "global" else "-",
+            "linewidth": 2.2 if op in _STRONG else 1.1,
+            "marker": "o" if op in _STRONG else "D" if op.endswith("_update") else ".",
+            "markersize": 5,
+        }
+        for op, layer in lines
+    }
+
+
+def _draw_ratios(axes: Any, rows: list[dict[str, Any]], styles: dict[tuple[str, str], dict[str, Any]]) -> None:
+    for line, style in styles.items():
+        mine = [row for row in rows if (row["op"], row["layer"]) == line]
+        axes.plot([row["seq_len"] for row in mine], [row["ratio"] for row in mine], **style)
+    axes.axhline(1, color=FLOOR, linewidth=1.5)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
+    _tidy(axes)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
 
 
 def _draw_layer(axes: Any, rows: list[dict[str, Any]]) -> None:

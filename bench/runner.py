@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import statistics
 import sys
 import time
@@ -58,6 +59,7 @@ def time_rounds(
     seconds: float = 3.0,
     least: int = 3,
     most: int = 30,
+    warm: bool = False,
     on_done: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Timing]:
     """Times each candidate about `seconds` long: `least` to `most` times, slow ones fewer times, those over 10 s once.
@@ -65,12 +67,14 @@ def time_rounds(
     Args:
         candidates: name to calls that do the same work; a GPU's candidates take turns through several calls on
             different inputs, so that none finds its inputs in the L2 cache.
+        warm: the candidates have run already; extra memory is not measured then.
         on_done: told each candidate's name after its first timed call.
     """
-    counts, peaks, samples = {}, {}, {name: [] for name in candidates}
+    counts, peaks, samples = {}, dict.fromkeys(candidates), {name: [] for name in candidates}
     for name, calls in candidates.items():
-        calls[0]()  # warm-up: pages, caches, compilation
-        peaks[name] = peak_extra_bytes(calls[0], device)
+        if not warm:
+            calls[0]()  # pages, caches, compilation
+            peaks[name] = peak_extra_bytes(calls[0], device)
         first = elapsed_ms(calls[0], device)
         enough = least if first < 1e4 else 1  # a machine that others use can make a row take minutes
         counts[name] = max(enough, min(most, int(1e3 * seconds / max(first, 1e-3))))
@@ -112,15 +116,25 @@ def peak_extra_bytes(call: Call, device: torch.device) -> int | None:
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak resident set
     except (AttributeError, OSError):  # not glibc, not Linux
         return None
-    before = _status_bytes("VmRSS")
+    before = status_bytes("VmRSS")
     call()
-    return max(0, _status_bytes("VmHWM") - before)
+    return max(0, status_bytes("VmHWM") - before)
 
 
 def relative_rms(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """rms of the difference over the rms of `expected`."""
-    actual, expected = actual.double(), expected.double()
-    return ((actual - expected).square().mean() / expected.square().mean()).sqrt().item()
+    """rms of the difference over the rms of `expected`; both at least two-dimensional."""
+    difference = total = 0.0
+    for a, e in zip(actual.split(1024, dim=1), expected.split(1024, dim=1), strict=True):  # float64 copies stay small
+        a, e = a.double(), e.double()
+        difference += (a - e).square().sum().item()
+        total += e.square().sum().item()
+    if total == 0:
+        return math.inf if difference else 0.0
+    return math.sqrt(difference / total)
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def available_bytes(device: torch.device) -> int | None:
@@ -134,6 +148,7 @@ def available_bytes(device: torch.device) -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
 
 
-def _status_bytes(field: str) -> int:
+def status_bytes(field: str) -> int:
+    """A size in this process's status on Linux: VmRSS, VmHWM."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))

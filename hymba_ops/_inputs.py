@@ -79,7 +79,7 @@ def check_ids(config: HymbaConfig, ids: Tensor) -> Tensor:
     return ids
 
 
-def _check_tensor(name: str, t: object, kinds: tuple[torch.dtype, ...], shape: list) -> None:
+def _check_tensor(name: str, t: object, kinds: tuple[torch.dtype, ...], shape: list[int | str]) -> None:
     """shape: expected sizes; a string stands for any size."""
     if not isinstance(t, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
@@ -114,6 +114,7 @@ def check_inputs(
         _check_tensor("input_ids", input_ids, (torch.int64, torch.int32), ["B", "T"])
         tokens = input_ids
     else:
+        assert inputs_embeds is not None
         _check_tensor("inputs_embeds", inputs_embeds, _FLOATING, ["B", "T", config.hidden_size])
         tokens = inputs_embeds
     if attention_mask is not None and cu_seqlens is not None:

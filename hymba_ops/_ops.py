@@ -75,26 +75,34 @@ def _sequences(x: Tensor, cu_seqlens: Tensor | None) -> int:
 
 
 @_fake("attention")
-def _attention(q, k, v, window, num_meta, scale, meta_k, meta_v, cu_seqlens, cu_seqlens_k, return_lse):
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None, num_meta: int, scale: float | None, meta_k: Tensor | None,
+    meta_v: Tensor | None, cu_seqlens: Tensor | None, cu_seqlens_k: Tensor | None, return_lse: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     out = q.new_empty((*q.shape[:3], v.shape[3]))
     return out, q.new_empty(q.shape[:3] if return_lse else (0,), dtype=_state_dtype(q))
 
 
 @_fake("rotary")
-def _rotary(x, positions, inv_freq):
+def _rotary(x: Tensor, positions: Tensor, inv_freq: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
 @_fake("causal_conv1d")
-def _causal_conv1d(x, weight, bias, silu, initial_state, cu_seqlens, return_final_state):
+def _causal_conv1d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, initial_state: Tensor | None,
+    cu_seqlens: Tensor | None, return_final_state: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     state_shape = (_sequences(x, cu_seqlens), weight.shape[1] - 1, x.shape[2])
     return x.new_empty(x.shape), x.new_empty(state_shape if return_final_state else (0,))
 
 
 @_fake("selective_scan")
 def _selective_scan(
-    x, dt, A, B, C, D, z, dt_bias, dt_softplus, initial_state, cu_seqlens, return_final_state, save_checkpoints
-):
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    dt_bias: Tensor | None, dt_softplus: bool, initial_state: Tensor | None, cu_seqlens: Tensor | None,
+    return_final_state: bool, save_checkpoints: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     batch, length, channels = x.shape
     sequences, states = _sequences(x, cu_seqlens), A.shape[1]
     if cu_seqlens is None:
@@ -109,32 +117,40 @@ def _selective_scan(
 
 
 @_fake("causal_conv1d_update")
-def _causal_conv1d_update(x, state, weight, bias, silu, slots_in, slots_out):
+def _causal_conv1d_update(
+    x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, slots_in: Tensor | None,
+    slots_out: Tensor | None,
+) -> Tensor:  # fmt: skip
     return x.new_empty(x.shape)
 
 
 @_fake("selective_state_update")
-def _selective_state_update(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, slots_in, slots_out):
+def _selective_state_update(
+    state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    dt_bias: Tensor | None, dt_softplus: bool, slots_in: Tensor | None, slots_out: Tensor | None,
+) -> Tensor:  # fmt: skip
     return x.new_empty(x.shape)
 
 
 @_fake("rms_norm")
-def _rms_norm(x, weight, eps):
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x.new_empty(x.shape)
 
 
 @_fake("norm_average")
-def _norm_average(attn, ssm, attn_weight, ssm_weight, eps):
+def _norm_average(attn: Tensor, ssm: Tensor, attn_weight: Tensor, ssm_weight: Tensor, eps: float) -> Tensor:
     return attn.new_empty(attn.shape)
 
 
 @_fake("norm_average_project")
-def _norm_average_project(attn, ssm, attn_weight, ssm_weight, proj_weight, eps):
+def _norm_average_project(
+    attn: Tensor, ssm: Tensor, attn_weight: Tensor, ssm_weight: Tensor, proj_weight: Tensor, eps: float
+) -> Tensor:
     return attn.new_empty((*attn.shape[:-1], proj_weight.shape[0]))
 
 
 @_fake("_exp2_sum")
-def _exp2_sum(x, repeats):
+def _exp2_sum(x: Tensor, repeats: int) -> Tensor:
     return x.new_empty(x.shape)
 
 

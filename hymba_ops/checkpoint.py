@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 if TYPE_CHECKING:
     from safetensors import safe_open
@@ -198,7 +198,7 @@ def _read_index(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def _check(model: nn.Module, folder: Path, shards: dict[Path, list[str]]) -> None:
+def _check(model: HymbaForCausalLM, folder: Path, shards: dict[Path, list[str]]) -> None:
     """Raises ValueError unless the files hold exactly the model's tensors (but for a tied head, left out or equal)."""
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     found, wrong = set(), []

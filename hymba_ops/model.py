@@ -5,8 +5,10 @@ Dense, packed and padded input end in the same layers: a padded batch is packed 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +54,7 @@ class HymbaModel(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         if config.num_memory_tokens > 0:
             self.memory_tokens = nn.Parameter(torch.randn(config.num_memory_tokens, config.hidden_size, **factory))
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, **factory)
@@ -162,7 +164,7 @@ class HymbaForCausalLM(nn.Module):
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HymbaForCausalLM:
         super()._apply(fn, recurse)
         self._tie()  # leaving the meta device makes new parameters, one by one
         return self

@@ -6,6 +6,8 @@ Attribute names are those of the published parameters.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +31,8 @@ class HybridMixer(nn.Module):
         device, dtype: of the parameters.
     """
 
+    inv_freq: Tensor | None  # float32 [head_dim / 2]; None without RoPE
+
     def __init__(
         self,
         config: HymbaConfig,
@@ -46,7 +50,7 @@ class HybridMixer(nn.Module):
         self.layer_index = layer_index
         self.borrows_kv = config.producer(layer_index) != layer_index
         self.window = config.window(layer_index)
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         inner, states, dt_rank = config.inner_size, config.mamba_d_state, config.dt_rank
 
         def norm(size: int) -> RMSNorm:
@@ -87,7 +91,7 @@ class HybridMixer(nn.Module):
             frequencies = self.config.inv_freq()
         return None if frequencies is None else frequencies.to(device)
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HybridMixer:
         """Moves everything, but remakes the RoPE frequencies: they stay float32 and survive the meta device."""
         super()._apply(fn, recurse)
         if self.inv_freq is not None:
@@ -99,13 +103,14 @@ class HybridMixer(nn.Module):
     def reset_parameters(self) -> None:
         """Initial values: A, D and dt bias as Mamba's (arXiv 2312.00752, section 3.6), the rest as the published."""
         std = self.config.initializer_range
-        for linear in (self.in_proj, self.out_proj, self.conv1d, self.x_proj[0], self.dt_proj[0]):
+        x_proj, dt_proj = (cast(nn.Linear, linears[0]) for linears in (self.x_proj, self.dt_proj))
+        for linear in (self.in_proj, self.out_proj, self.conv1d, x_proj, dt_proj):
             nn.init.normal_(linear.weight, std=std)
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
         low, high = _DT_RANGE
-        dt = torch.empty_like(self.dt_proj[0].bias, dtype=torch.float32).uniform_(math.log(low), math.log(high)).exp()
-        self.dt_proj[0].bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+        dt = torch.empty_like(dt_proj.bias, dtype=torch.float32).uniform_(math.log(low), math.log(high)).exp()
+        dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
         a_log = self.A_log[0]
         a_log.copy_(torch.arange(1, a_log.shape[1] + 1, device=a_log.device).log().expand_as(a_log))
         nn.init.ones_(self.D[0])
@@ -153,19 +158,20 @@ class HybridMixer(nn.Module):
         """Slices q, k, v of in_proj's output [B, T, heads * dim] to ([B, T, inner_size], (keys, values))."""
         config = self.config
         q = q.unflatten(-1, (-1, config.head_dim))
+        earlier = 0 if kv is None else kv[0].shape[1]
         if self.borrows_kv:
-            earlier = kv[0].shape[1] - q.shape[1]
+            earlier -= q.shape[1]  # kv holds this call's tokens too
         else:
             k = k.unflatten(-1, (-1, config.head_dim))
             v = v.unflatten(-1, (-1, config.value_head_dim))
-            earlier = 0 if kv is None else kv[0].shape[1]
-        if positions is None and self.inv_freq is not None:
+        if positions is None:
             positions = default_positions(q.shape[1], cu_seqlens, q.device, start=earlier)
 
         q = self._norm_and_rotate("q_norm", q, positions)
         if not self.borrows_kv:
             k = self._norm_and_rotate("k_norm", k, positions)
             kv = (k, v) if kv is None else (torch.cat([kv[0], k], dim=1), torch.cat([kv[1], v], dim=1))
+        assert kv is not None  # `_check` refuses a layer that borrows and gets none
         out = functional.attention(
             q,
             *kv,
@@ -174,9 +180,9 @@ class HybridMixer(nn.Module):
             scale=config.attention_scale,
             cu_seqlens=cu_seqlens,
         )
-        return out.flatten(-2), kv
+        return cast(Tensor, out).flatten(-2), kv
 
-    def _norm_and_rotate(self, norm: str, heads: Tensor, positions: Tensor | None) -> Tensor:
+    def _norm_and_rotate(self, norm: str, heads: Tensor, positions: Tensor) -> Tensor:
         if self.config.kq_norm != "none":
             heads = getattr(self.self_attn, norm)(heads)
         if self.inv_freq is None:
@@ -198,18 +204,19 @@ class HybridMixer(nn.Module):
             cu_seqlens=cu_seqlens,
         )
         sizes = [config.dt_rank, config.mamba_d_state, config.mamba_d_state]
+        dt_proj = cast(nn.Linear, self.dt_proj[0])
         dt, B, C = self.x_proj[0](u).split(sizes, dim=-1)
         if config.mamba_inner_layernorms:
             dt, B, C = self.dt_layernorm(dt), self.B_layernorm(B), self.C_layernorm(C)
         y, ssm_state = functional.selective_scan(
             u,
-            nn.functional.linear(dt, self.dt_proj[0].weight),
+            nn.functional.linear(dt, dt_proj.weight),
             -torch.exp(_at_least_float32(self.A_log[0])),
             B,
             C,
             _at_least_float32(self.D[0]),
             z,
-            dt_bias=_at_least_float32(self.dt_proj[0].bias),
+            dt_bias=_at_least_float32(dt_proj.bias),
             initial_state=ssm_state,
             return_final_state=True,
             cu_seqlens=cu_seqlens,
@@ -272,7 +279,7 @@ class HymbaMLP(nn.Module):
     ) -> None:
         super().__init__()
         hidden, inner = config.hidden_size, config.intermediate_size
-        factory = {"bias": False, "device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"bias": False, "device": device, "dtype": dtype}
         self.gate_proj = nn.Linear(hidden, inner, **factory) if config.mlp_hidden_act == "silu" else None
         self.down_proj = nn.Linear(inner, hidden, **factory)
         self.up_proj = nn.Linear(hidden, inner, **factory)
@@ -302,7 +309,7 @@ class HymbaLayer(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.mamba = HybridMixer(config, layer_index, **factory)
         self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, **factory)
         self.has_mlp = config.intermediate_size > 0
@@ -329,7 +336,7 @@ class HymbaLayer(nn.Module):
         )
         hidden = hidden + mixed
         if self.has_mlp:
-            hidden = hidden + self.moe["experts"][0](self.pre_moe_layernorm(hidden))
+            hidden = hidden + cast(nn.ModuleList, self.moe["experts"])[0](self.pre_moe_layernorm(hidden))
         return hidden, kv, state
 
 

@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from bench import layer_throughput, parts, plain, roofline
+import hymba_ops
+from bench import cases, layer_throughput, memory, parts, plain, roofline, runner, threads
 from hymba_ops import HymbaConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,15 +110,121 @@ def test_a_small_run_from_elsewhere(tmp_path):
     assert "hymba_ops" in finished.stdout and "tokens/s" in finished.stdout
 
 
+def test_threads_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(layer_throughput.os, "sched_getaffinity", lambda _: {0, 1})
+    out, before = tmp_path / "out.json", torch.get_num_threads()
+    small = ["--preset", "125m", "--seq-len", "4", "--layers", "sliding", "--threads", "2"]
+    assert layer_throughput.main([*small, "--json", str(out)]) == 0
+    assert torch.get_num_threads() == before
+    rows = json.loads(out.read_text())["threads"]
+    assert [(row["threads"], row["part"]) for row in rows] == [
+        (count, part) for count in (1, 2) for part in ("layer", *parts_in_order())
+    ]
+    alone = {row["part"]: row["ms"] for row in rows if row["threads"] == 1}
+    for row in rows:
+        assert row["ms_min"] <= row["ms"] <= row["ms_max"]
+        assert row["speedup"] == pytest.approx(alone[row["part"]] / row["ms"])
+    printed = capsys.readouterr().out
+    assert "1 thread ms" in printed and "2 threads ms" in printed and "(1.00x)" in printed
+
+
+def parts_in_order():
+    config = HymbaConfig.hymba_125m()
+    layers = cases.make_layers(config, 1, ["hymba_ops", "plain"], torch.device("cpu"), torch.float32)
+    hidden = torch.randn(1, 3, config.hidden_size)
+    with torch.inference_mode():
+        return list(parts.part_calls(layers["hymba_ops"], layers["plain"], config, 1, hidden))
+
+
+@pytest.mark.parametrize("cores,counts", [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])
+def test_default_thread_counts(cores, counts):
+    assert threads.default_counts(cores) == counts
+
+
+def test_memory_table(tmp_path, capsys):
+    out = tmp_path / "out.json"
+    small = ["--preset", "125m", "--seq-len", "400", "--layers", "sliding", "--memory"]
+    assert layer_throughput.main([*small, "--json", str(out)]) == 0
+    rows = json.loads(out.read_text())["memory"]
+    assert [row["implementation"] for row in rows] == ["hymba_ops", "plain"]
+    for row in rows:
+        config, positions = HymbaConfig.hymba_125m(), 400 + 128
+        assert (row["layer"], row["length"], row["dtype"]) == ("sliding", positions, "float32")
+        in_proj = hymba_ops.HybridMixer(config, 1, device="meta").in_proj.out_features
+        assert row["outputs_bytes"] == 4 * positions * (in_proj + config.hidden_size)
+        # What the layer returns is part of the growth, and nothing near its square of scores is.
+        assert 4 * positions * config.hidden_size <= row["growth_bytes"] < 2**28
+        assert row["multiple"] == pytest.approx(row["growth_bytes"] / row["outputs_bytes"])
+    assert "growth MiB" in capsys.readouterr().out
+
+
+def test_memory_measures_what_a_call_takes():
+    """A call that fills 64 MiB and frees them, then one that takes nothing."""
+    device = torch.device("cpu")
+    taken = runner.peak_extra_bytes(lambda: torch.ones(1 << 24).sum(), device)
+    if taken is None:
+        pytest.skip("this system does not say the peak resident set")
+    assert 0.9 * 2**26 < taken < 2 * 2**26
+    assert runner.peak_extra_bytes(lambda: None, device) < 2**22
+
+
+def test_a_failed_memory_child_is_refused_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(memory.sys, "executable", "/bin/false")
+    assert layer_throughput.main(["--preset", "125m", "--seq-len", "8", "--memory"]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last == "layer_throughput: --memory: the process that measures hymba_ops failed: exit status 1"
+
+
+@pytest.mark.parametrize("length", [1, 1024, 2500])
+def test_relative_rms(length):
+    expected = torch.randn(2, length, 3)
+    actual = expected + 0.01 * torch.randn(2, length, 3)
+    by_hand = (actual - expected).double().norm() / expected.double().norm()
+    assert runner.relative_rms(actual, expected) == pytest.approx(by_hand.item())
+    assert not runner.relative_rms(actual.index_fill(1, torch.tensor([length - 1]), torch.nan), expected) <= 1
+    assert not runner.relative_rms(actual, torch.zeros_like(expected)) <= 1
+    assert runner.relative_rms(torch.zeros(2, 3), torch.zeros(2, 3)) == 0
+
+
+def test_the_gemm_ceiling_is_the_fastest_product(monkeypatch):
+    """A product that takes no time raises the rate; one that takes long does not lower it."""
+    config, device = HymbaConfig.hymba_125m(), torch.device("cpu")
+
+    def instant(x, weight):
+        pass
+
+    def slow(x, weight):
+        time.sleep(0.02)
+
+    monkeypatch.setattr(roofline, "_PRODUCTS", (slow,))
+    alone = roofline._gemm_rate(config, 64, device, torch.float32)
+    monkeypatch.setattr(roofline, "_PRODUCTS", (slow, instant, slow))
+    assert roofline._gemm_rate(config, 64, device, torch.float32) > 2 * alone
+
+
 REFUSED = [
     (("--preset", "7b"), "--preset must be of 125m, 350m, 1.5b, got '7b'"),
     (("--dtype", "int8"), "--dtype must be of float32, bfloat16, float16, got 'int8'"),
     (("--layers", "sliding,odd"), "--layers must be of sliding, global, got 'odd'"),
-    (("--implementations", "fast"), "--implementations must be of hymba_ops, plain, naive, compiled, got 'fast'"),
+    (
+        ("--implementations", "fast"),
+        "--implementations must be of hymba_ops, plain, naive, compiled, upcast, got 'fast'",
+    ),
     (("--device", "tpu"), "--device must be cpu or cuda, got 'tpu'"),
     (("--seq-len", "0"), "--seq-len must be at least 1, got 0"),
     (("--device", "cpu", "--seq-len", "100000000"), "not enough memory on cpu: about"),
     (("--parts", "--implementations", "plain"), "--parts and --plot need hymba_ops among --implementations"),
+    (("--threads", "0"), "--threads must be from 1 to "),
+    (("--threads", "two"), "--threads must be from 1 to "),
+    (("--threads", "1,100000"), "--threads must be from 1 to "),
+    (("--threads", "--parts"), "--parts and --plot belong to the table, which --threads and --memory replace"),
+    (("--memory", "--parts"), "--parts and --plot belong to the table, which --threads and --memory replace"),
+    (("--memory", "--device", "cuda"), "--threads and --memory are about a CPU, got --device cuda"),
+    (
+        ("--memory", "--implementations", "fast"),
+        "--implementations must be of hymba_ops, plain, naive, compiled, upcast, got",
+    ),
+    (("--memory", "--seq-len", "-3"), "--seq-len must be at least 1, got -3"),
     (("--json", "/no/such/folder/out.json"), "--json /no/such/folder/out.json: cannot write there"),
 ]
 
@@ -170,7 +278,7 @@ def test_flex_attention_with_a_wrong_mask_is_not_timed(monkeypatch, window, num_
     with torch.inference_mode():
         inputs = parts.attention_inputs(ours, config, hidden)
         calls = {"plain": lambda: attention(*inputs, 1024, 128)}
-        reason = layer_throughput._add_flex_attention(calls, ours, config, 1, hidden, "float32")
+        reason = layer_throughput.add_flex_attention(calls, ours, config, 1, hidden)
     assert ("flex" in calls) == (reason is None) == right
 
 

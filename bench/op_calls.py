@@ -1,0 +1,186 @@
+"""Each op's candidates: hymba_ops' function and the plain forms of the same, on given or on random inputs.
+
+"plain" is what the others are compared with. Further names are other plain forms, which are faster at some sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import hymba_ops
+import python_reference
+from bench import plain
+from bench.runner import Call
+
+# The masked form computes all pairs and holds their scores: it is a rival on short input only.
+MASKED_UP_TO = 1024
+
+
+def both(run: Callable[[Any], object]) -> dict[str, Call]:
+    """The same call on hymba_ops' functions and on python_reference's."""
+    return {"hymba_ops": lambda: run(hymba_ops), "plain": lambda: run(python_reference)}
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, **mask: Any) -> dict[str, Call]:
+    calls: dict[str, Call] = {
+        "hymba_ops": lambda: hymba_ops.attention(q, k, v, **mask),
+        "plain": lambda: plain.blocked_attention(q, k, v, **mask),
+        "naive": lambda: plain.masked_attention(q, k, v, **mask),
+    }
+    if q.dtype != torch.float32:
+        calls["upcast"] = lambda: plain.blocked_attention(q.float(), k.float(), v.float(), **mask).to(q.dtype)
+    return calls
+
+
+def causal_conv1d(x: Tensor, taps: Tensor, bias: Tensor) -> dict[str, Call]:
+    return {
+        "hymba_ops": lambda: hymba_ops.causal_conv1d(x, taps, bias),
+        "plain": lambda: plain.library_conv1d(x, taps, bias),
+        "naive": lambda: python_reference.causal_conv1d(x, taps, bias),
+    }
+
+
+# ---- On random inputs ----
+
+
+def random_calls(
+    op: str, config: hymba_ops.HymbaConfig, layer: int, *, batch: int, length: int, dtype: torch.dtype
+) -> dict[str, Call]:
+    """The candidates of `op`, a name of OPS, at the sizes it has in `layer`. length: positions (update ops: one)."""
+    torch.manual_seed(0)
+    return OPS[op](config, layer, batch, length, dtype)
+
+
+def _attention(
+    config: hymba_ops.HymbaConfig, layer: int, batch: int, length: int, dtype: torch.dtype
+) -> dict[str, Call]:
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    q, k, v = (
+        torch.randn(batch, length, *shape, dtype=dtype)
+        for shape in ((heads, config.head_dim), (kv_heads, config.head_dim), (kv_heads, config.value_head_dim))
+    )
+    calls = attention(
+        q, k, v, window=config.window(layer), num_meta=config.num_memory_tokens, scale=config.attention_scale
+    )
+    if length > MASKED_UP_TO:
+        del calls["naive"]
+    return calls
+
+
+def _rotary(config: hymba_ops.HymbaConfig, layer: int, batch: int, length: int, dtype: torch.dtype) -> dict[str, Call]:
+    x = torch.randn(batch, length, config.num_attention_heads, config.head_dim, dtype=dtype)
+    positions, inv_freq = torch.arange(length, dtype=torch.int32), config.inv_freq()
+    return both(lambda module: module.rotary(x, positions, inv_freq))
+
+
+def _causal_conv1d(
+    config: hymba_ops.HymbaConfig, layer: int, batch: int, length: int, dtype: torch.dtype
+) -> dict[str, Call]:
+    return causal_conv1d(torch.randn(batch, length, config.inner_size, dtype=dtype), *_filter(config, dtype))
+
+
+def _causal_conv1d_update(
+    config: hymba_ops.HymbaConfig, layer: int, batch: int, length: int, dtype: torch.dtype
+) -> dict[str, Call]:
+    x, (taps, bias) = torch.randn(batch, config.inner_size, dtype=dtype), _filter(config, dtype)
+    state = torch.randn(batch, config.mamba_d_conv - 1, config.inner_size, dtype=dtype)
+    ours, theirs, references = (state.clone() for _ in range(3))
+    return {
+        "hymba_ops": lambda: hymba_ops.causal_conv1d_update(x, ours, taps, bias),
+        "plain": lambda: plain.conv1d_update(x, theirs, taps, bias),
+        "naive": lambda: python_reference.causal_conv1d_update(x, references, taps, bias),
+    }
+
+
+def _selective_scan(
+    config: hymba_ops.HymbaConfig, layer: int, batch: int, length: int, dtype: torch.dtype
+) -> dict[str, Call]:
+    operands, dt_bias = _scan_operands(config, (batch, length), dtype)
+    return both(lambda module: module.selective_scan(*operands, dt_bias=dt_bias))
+
+
+def _selective_state_update(
+    config: hymba_ops.HymbaConfig, layer: int, batch: int, length: int, dtype: torch.dtype
+) -> dict[str, Call]:
+    operands, dt_bias = _scan_operands(config, (batch,), dtype)
+    state = torch.randn(batch, config.inner_size, config.mamba_d_state)
+    ours, theirs, references = (state.clone() for _ in range(3))
+    return {
+        "hymba_ops": lambda: hymba_ops.selective_state_update(ours, *operands, dt_bias=dt_bias),
+        "plain": lambda: plain.state_update(theirs, *operands, dt_bias=dt_bias),
+        "naive": lambda: python_reference.selective_state_update(references, *operands, dt_bias=dt_bias),
+    }
+
+
+def _rms_norm(
+    config: hymba_ops.HymbaConfig, layer: int, batch: int, length: int, dtype: torch.dtype
+) -> dict[str, Call]:
+    size, eps = config.hidden_size, config.rms_norm_eps
+    x, weight = torch.randn(batch, length, size, dtype=dtype), torch.randn(size, dtype=dtype)
+    return both(lambda module: module.rms_norm(x, weight, eps=eps)) | {
+        "library": lambda: nn.functional.rms_norm(x, (size,), weight, eps)
+    }
+
+
+def _norm_average(
+    config: hymba_ops.HymbaConfig, layer: int, batch: int, length: int, dtype: torch.dtype
+) -> dict[str, Call]:
+    operands = _branches(config, batch, length, dtype)
+    return both(lambda module: module.norm_average(*operands)) | {"library": lambda: _library_average(*operands)}
+
+
+def _norm_average_project(
+    config: hymba_ops.HymbaConfig, layer: int, batch: int, length: int, dtype: torch.dtype
+) -> dict[str, Call]:
+    operands = _branches(config, batch, length, dtype)
+    project = torch.randn(config.hidden_size, config.inner_size, dtype=dtype)
+    calls = both(lambda module: module.norm_average_project(*operands, project)) | {
+        "library": lambda: nn.functional.linear(_library_average(*operands), project)
+    }
+    if dtype != torch.float32:
+        wide = project.float()  # once, as a layer would
+        calls["upcast"] = lambda: nn.functional.linear(_library_average(*operands).float(), wide).to(dtype)
+    return calls
+
+
+OPS = {
+    "attention": _attention,
+    "selective_scan": _selective_scan,
+    "causal_conv1d": _causal_conv1d,
+    "rotary": _rotary,
+    "rms_norm": _rms_norm,
+    "norm_average": _norm_average,
+    "norm_average_project": _norm_average_project,
+    "causal_conv1d_update": _causal_conv1d_update,
+    "selective_state_update": _selective_state_update,
+}
+
+
+def _library_average(attn: Tensor, ssm: Tensor, attn_weight: Tensor, ssm_weight: Tensor) -> Tensor:
+    size = attn.shape[-1:]
+    first, second = (nn.functional.rms_norm(x, size, w, 1e-6) for x, w in ((attn, attn_weight), (ssm, ssm_weight)))
+    return (first + second) / 2
+
+
+def _filter(config: hymba_ops.HymbaConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return torch.randn(config.inner_size, config.mamba_d_conv, dtype=dtype), torch.randn(config.inner_size, dtype=dtype)
+
+
+def _branches(config: hymba_ops.HymbaConfig, batch: int, length: int, dtype: torch.dtype) -> list[Tensor]:
+    shapes = [(batch, length, config.inner_size)] * 2 + [(config.inner_size,)] * 2
+    return [torch.randn(shape, dtype=dtype) for shape in shapes]
+
+
+def _scan_operands(
+    config: hymba_ops.HymbaConfig, rows: tuple[int, ...], dtype: torch.dtype
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """x, dt, A, B, C, D, z and the bias of dt."""
+    inner, states = config.inner_size, config.mamba_d_state
+    x, dt, z = (torch.randn(*rows, inner, dtype=dtype) for _ in range(3))
+    B, C = (torch.randn(*rows, states, dtype=dtype) for _ in range(2))
+    A = -torch.arange(1.0, states + 1).repeat(inner, 1)
+    return (x, dt, A, B, C, torch.randn(inner), z), torch.randn(inner)

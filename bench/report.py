@@ -1,0 +1,162 @@
+"""Results as text: one function a table, and the facts of the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import hymba_ops
+from bench.roofline import Ceilings
+
+Rows = list[dict[str, Any]]  # as --json writes them
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    facts = hymba_ops.build_info()
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "kernels": facts["selected"],
+        "torch": facts["torch"],
+        "hymba_ops": facts["version"],
+    }
+
+
+def describe_ceilings(ceilings: Ceilings) -> dict[str, float]:
+    return {
+        "gemm_gflops": ceilings.gemm / 1e9,
+        "exp_g_per_s": ceilings.special / 1e9,
+        "bandwidth_gb_per_s": ceilings.bandwidth / 1e9,
+    }
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return f"{model}, {os.cpu_count()} cores"
+
+
+def print_machine(machine: dict[str, Any]) -> None:
+    print(f"{machine['device']}, {machine['threads']} threads, kernels: {machine['kernels']}, torch {machine['torch']}")
+
+
+def print_ceilings(machine: dict[str, Any]) -> None:
+    rates = (machine[key] for key in ("gemm_gflops", "exp_g_per_s", "bandwidth_gb_per_s"))
+    print("ceilings measured: {:.0f} GFLOP/s, {:.1f} Gexp/s, {:.1f} GB/s\n".format(*rates))
+
+
+def print_layers(rows: Rows) -> None:
+    lines: list[tuple[str, ...]] = [("layer", "implementation", "ms", "(min - max)", "tokens/s", "x plain", "floor ms",
+                                     "x floor", "extra memory")]  # fmt: skip
+    for row in rows:
+        ratio, peak = row["ratio_to_best_plain"], row["peak_bytes"]
+        lines.append((
+            row["layer"], row["implementation"], f"{row['ms']:.1f}", f"({row['ms_min']:.1f} - {row['ms_max']:.1f})",
+            f"{row['tokens_per_s']:.0f}", "-" if ratio is None else f"{ratio:.2f}", f"{row['floor_ms']:.1f}",
+            f"{row['ratio_to_floor']:.2f}", "-" if peak is None else f"{peak / 2**20:.0f} MiB",
+        ))  # fmt: skip
+    print_table(lines, left=2)
+    print(
+        "\nms: median. x plain: ms of the best eager plain row / this row's. x floor: this row's ms / floor. extra "
+        "memory: peak beyond\nwhat was in use. plain: attention in query blocks, scan as a loop over time. naive: "
+        "masked scaled_dot_product_attention.\ncompiled: torch.compile of plain. upcast: plain in float32."
+    )
+
+
+def print_parts(rows: Rows) -> None:
+    lines = [("layer", "part", "hymba_ops ms", "plain ms", "x plain", "floor ms", "x floor", "others ms")]
+    timed = [row for row in rows if "ms" in row]
+    for layer, part in dict.fromkeys((row["layer"], row["part"]) for row in timed):
+        group = {row["implementation"]: row for row in timed if (row["layer"], row["part"]) == (layer, part)}
+        ours, best, floor = group["hymba_ops"]["ms"], group["plain"]["ms"], group["plain"]["floor_ms"]
+        others = [f"{name} {row['ms']:.1f}" for name, row in group.items() if name not in ("hymba_ops", "plain")]
+        lines.append((layer, part, f"{ours:.2f}", f"{best:.2f}", f"{best / ours:.2f}", f"{floor:.2f}",
+                      f"{ours / floor:.2f}", ", ".join(others)))  # fmt: skip
+    print()
+    print_table(lines, left=2)
+    for row in rows:
+        if "not_run" in row:
+            print(f"{row['implementation']} ({row['layer']}) was not run: {row['not_run']}")
+
+
+def print_threads(rows: Rows) -> None:
+    """One line a part, one column a thread count; a cell is the time and the speed-up over one thread."""
+    counts = list(dict.fromkeys(row["threads"] for row in rows))
+    titles = [f"{count} thread{'s' * (count > 1)} ms" for count in counts]
+    lines: list[tuple[str, ...]] = [("layer", "hymba_ops", *titles)]
+    for layer, part in dict.fromkeys((row["layer"], row["part"]) for row in rows):
+        cells = [row for row in rows if (row["layer"], row["part"]) == (layer, part)]
+        lines.append((layer, part, *(f"{cell['ms']:.2f} ({cell['speedup']:.2f}x)" for cell in cells)))
+    print_table(lines, left=2)
+    print("\nms: median; in brackets the speed-up over one thread.")
+
+
+def print_memory(rows: Rows) -> None:
+    lines: list[tuple[str, ...]] = [("layer", "implementation", "growth MiB", "in_proj + layer out MiB", "multiple",
+                                     "kept by a first call MiB")]  # fmt: skip
+    for row in rows:
+        mebibytes = (row[key] / 2**20 for key in ("growth_bytes", "outputs_bytes", "first_call_bytes"))
+        growth, outputs, first_call = (f"{size:.0f}" for size in mebibytes)
+        lines.append((row["layer"], row["implementation"], growth, outputs, f"{row['multiple']:.2f}", first_call))
+    print_table(lines, left=2)
+    print(
+        "\ngrowth: of the peak resident set during one forward, over weights and input, in a process of its own. "
+        "multiple: growth over\nthe bytes of in_proj's output and the layer's output. kept by a first call: libraries "
+        "and what is prepared from the weights."
+    )
+
+
+def print_sweep(results: dict[str, Any]) -> None:
+    """One line a series, one column a length; a cell is hymba_ops' time and how many times as long plain takes."""
+    print("hymba_ops against the best plain PyTorch form: ms (x plain)")
+    print_machine(results["machine"])
+    rows = results["rows"]
+    if rows:
+        lengths = sorted({row["seq_len"] for row in rows})
+        table = {series: ["-"] * len(lengths) for series in map(_series, rows)}
+        for row in rows:
+            table[_series(row)][lengths.index(row["seq_len"])] = f"{row['ms']:.3g} ({row['ratio']:.2f}x)"
+        titles = ("preset", "dtype", "batch", "layer", "op", *(str(length) for length in lengths))
+        print_table([titles, *((*map(str, series), *cells) for series, cells in table.items())], left=5)
+    for title, key in (("left out", "left_out"), ("WRONG, not timed", "wrong")):
+        if results[key]:
+            print(f"\n{title}:")
+        for (series, reason), lengths in _grouped(results[key]).items():
+            print(f"  {_label(series)}, length {', '.join(lengths)}: {reason}")
+    print("\nslower than plain PyTorch:" + ("" if results["slower"] else " none"))
+    for row in results["slower"]:
+        print(
+            f"  {_label(_series(row))}, length {row['seq_len']}: {row['ms']:.3g} ms, {row['plain_form']} "
+            f"{row['plain_ms']:.3g} ms ({row['ratio']:.2f}x, {row['difference_us']:+.0f} us)"
+        )
+
+
+def _series(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[key] for key in ("preset", "dtype", "batch", "layer", "op"))
+
+
+def _label(series: tuple[Any, ...]) -> str:
+    preset, dtype, batch, layer, op = series
+    return " ".join(filter(None, (preset, dtype, f"batch {batch}", layer, op)))
+
+
+def _grouped(rows: Rows) -> dict[tuple[Any, str], list[str]]:
+    """(series, reason) to lengths."""
+    groups: dict[tuple[Any, str], list[str]] = {}
+    for row in rows:
+        groups.setdefault((_series(row), row["reason"]), []).append(str(row["seq_len"]))
+    return groups
+
+
+def print_table(lines: list[tuple[str, ...]], *, left: int) -> None:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    for line in lines:
+        cells = [
+            cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())

@@ -1,0 +1,287 @@
+#!/usr/bin/env python3
+"""Every op and the layer over lengths, batch sizes, presets and dtypes: hymba_ops against the best plain PyTorch form.
+
+    python bench/sweep.py --budget 3600 --json sweep.json --plot sweep.png
+    python bench/sweep.py --presets 1.5b --dtypes float32 --ops layer,attention --seq-lens 1,4096
+
+On a CPU. A length counts all positions, the meta tokens (the first ones) included; update ops take one token. The best
+plain form of a case is the fastest of bench/op_calls.py's (for the layer, bench/plain.py's) in that case. Outputs are
+compared before they are timed. A case that looks slower than plain PyTorch is timed again, and the second time counts.
+Cases run in order of weight (1.5b first, batch 1 first); those left out are named with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from torch import nn
+
+import hymba_ops
+from bench import cases, op_calls, options, report, roofline
+from bench.report import Rows
+from bench.runner import Call, CannotRun, Progress, Timing, available_bytes, elapsed_ms, time_rounds
+
+OPS = ("layer", *op_calls.OPS)
+UPDATE_OPS = ("causal_conv1d_update", "selective_state_update")
+BRANCHES = ("layer", "attention", "selective_scan", "causal_conv1d")  # the others are small: a call's cost dominates
+PRESETS = ("1.5b", "350m", "125m")
+DTYPES = ("float32", "bfloat16")
+
+SLOWEST_SECONDS = 20.0  # of one plain call
+NOISE = 0.03  # of the ratio of two medians
+SMALL_OP_US = 20.0  # allowed to a small op at one token
+
+_CPU = torch.device("cpu")
+_SURE_TO_FIT = 1024  # rows up to which neither time nor memory is estimated
+_PROBE = 16  # a call is estimated from one on this fraction of the length
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: an op at one size. layer: sliding or global where the op differs, else empty."""
+
+    preset: str
+    batch: int
+    dtype: str
+    op: str
+    layer: str
+    seq_len: int
+
+    def series(self) -> str:
+        """The case without its length."""
+        return " ".join(filter(None, (self.preset, self.dtype, f"batch {self.batch}", self.layer, self.op)))
+
+
+class LeftOut(Exception):
+    """A case is not run; the text says why."""
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--presets", default=",".join(PRESETS))
+    parser.add_argument("--seq-lens", default="1,16,128,1024,4096,16384")
+    parser.add_argument("--batches", default="1,8")
+    parser.add_argument("--dtypes", default=",".join(DTYPES))
+    parser.add_argument("--layers", default=",".join(options.LAYERS), help="of the ops layer and attention")
+    parser.add_argument("--ops", default=",".join(OPS), help="default: %(default)s")
+    parser.add_argument("--budget", type=float, metavar="SECONDS", help="of the whole run; default: none")
+    parser.add_argument("--json", metavar="FILE", help="write the results there")
+    parser.add_argument("--plot", metavar="FILE", help="draw the results there (needs matplotlib)")
+    arguments = parser.parse_args(argv)
+    arguments.presets = options.choices("--presets", arguments.presets, PRESETS)
+    arguments.dtypes = options.choices("--dtypes", arguments.dtypes, DTYPES)
+    arguments.layers = options.choices("--layers", arguments.layers, options.LAYERS)
+    arguments.ops = options.choices("--ops", arguments.ops, OPS)
+    arguments.seq_lens = options.counts("--seq-lens", arguments.seq_lens)
+    arguments.batches = options.counts("--batches", arguments.batches)
+    if arguments.budget is not None and not arguments.budget > 0:
+        raise CannotRun(f"--budget must be above 0 seconds, got {arguments.budget:g}")
+    options.check_outputs(arguments.json, arguments.plot)
+    return arguments
+
+
+def all_cases(arguments: argparse.Namespace) -> Iterator[Case]:
+    for preset in arguments.presets:
+        for batch in arguments.batches:
+            for dtype in arguments.dtypes:
+                for op in arguments.ops:
+                    for layer in arguments.layers if op in ("layer", "attention") else [""]:
+                        for seq_len in [1] if op in UPDATE_OPS else arguments.seq_lens:
+                            yield Case(preset, batch, dtype, op, layer, seq_len)
+
+
+class LayerCache:
+    """The layers of the last preset, dtype and kind: their weights take longer to make than a short call."""
+
+    def __init__(self) -> None:
+        self.key: tuple[str, str, str] | None = None
+        self.layers: dict[str, nn.Module] = {}
+
+    def calls(self, case: Case, config: hymba_ops.HymbaConfig, index: int, seq_len: int) -> dict[str, Call]:
+        key = (case.preset, case.dtype, case.layer)
+        if key != self.key:
+            self.key, self.layers = None, {}  # the old weights go before the new ones come
+            names = ["hymba_ops", "plain", "naive"] + ["upcast"] * (case.dtype != "float32")
+            self.layers = cases.make_layers(config, index, names, _CPU, options.DTYPES[case.dtype])
+            self.key = key
+        torch.manual_seed(0)
+        hidden = torch.randn(case.batch, seq_len, config.hidden_size).to(options.DTYPES[case.dtype])
+        names = [name for name in self.layers if name != "naive" or seq_len <= op_calls.MASKED_UP_TO]
+        return {name: (lambda layer=self.layers[name]: layer(hidden)[0]) for name in names}
+
+
+class Sweep:
+    """The loop over cases within a budget of seconds; `rows`, `left_out` and `wrong` fill up."""
+
+    def __init__(self, budget: float | None) -> None:
+        self.budget, self.begin = budget, time.monotonic()
+        self.layer_cache = LayerCache()
+        self.rows: Rows = []
+        self.left_out: Rows = []  # cases with "reason"
+        self.wrong: Rows = []
+
+    @torch.inference_mode()
+    def run(self, planned: list[Case]) -> None:
+        progress = Progress(len(planned))
+        for case in planned:
+            try:
+                self.rows.append(self._measure(case))
+            except LeftOut as reason:
+                self.left_out.append(asdict(case) | {"reason": str(reason)})
+            except cases.WrongOutput as wrong:
+                self.wrong.append(asdict(case) | {"reason": str(wrong)})
+            progress.step(f"{case.series()}, length {case.seq_len}")
+        progress.close()
+
+    def _measure(self, case: Case) -> dict[str, Any]:
+        if self._seconds_left() <= 0:
+            raise LeftOut(f"the budget of {self.budget:g} s is used up")
+        config = options.preset(case.preset)
+        index = cases.layer_index(config, case.layer or "sliding")
+        large = case.batch * case.seq_len > _SURE_TO_FIT
+        if large:
+            self._check_memory(case, config)
+        calls = self._calls(case, config, index, case.seq_len)
+        if large:
+            self._drop_slow_forms(calls, case, config, index)
+        error = compare(calls)
+        row = make_row(case, _time(calls)) | {"relative_rms": error}
+        if is_slower(row):
+            row |= make_row(case, _time(calls))
+        return row
+
+    def _seconds_left(self) -> float:
+        return float("inf") if self.budget is None else self.begin + self.budget - time.monotonic()
+
+    def _calls(self, case: Case, config: hymba_ops.HymbaConfig, index: int, seq_len: int) -> dict[str, Call]:
+        if case.op == "layer":
+            return self.layer_cache.calls(case, config, index, seq_len)
+        dtype = options.DTYPES[case.dtype]
+        return op_calls.random_calls(case.op, config, index, batch=case.batch, length=seq_len, dtype=dtype)
+
+    def _check_memory(self, case: Case, config: hymba_ops.HymbaConfig) -> None:
+        needed, available = needed_bytes(case, config), available_bytes(_CPU)
+        if available is not None and needed > available:
+            raise LeftOut(f"about {needed / 2**30:.0f} GiB needed, {available / 2**30:.0f} GiB available")
+
+    def _drop_slow_forms(self, calls: dict[str, Call], case: Case, config: hymba_ops.HymbaConfig, index: int) -> None:
+        """Takes plain forms out of `calls` by an estimate from a call on a part of the length."""
+        part = max(1, case.seq_len // _PROBE)
+        probes = self._calls(case, config, index, part)
+        growth = _relative_work(case, config, index, case.seq_len) / _relative_work(case, config, index, part)
+        seconds = {
+            name: growth * min(elapsed_ms(probes[name], _CPU) for _ in range(3)) / 1e3
+            for name in calls
+            if name != "hymba_ops"
+        }
+        best = min(seconds.values())
+        if best > SLOWEST_SECONDS:
+            raise LeftOut(f"a call of plain takes about {best:.0f} s, more than {SLOWEST_SECONDS:.0f} s")
+        for name in seconds:
+            if seconds[name] > SLOWEST_SECONDS:
+                del calls[name]
+        # A comparison and three times of what is left, hymba_ops taken to be no slower than the best.
+        whole, left = 4 * (best + sum(seconds[name] for name in calls if name in seconds)), self._seconds_left()
+        if whole > left:
+            raise LeftOut(f"it takes about {whole:.0f} s, and {left:.0f} s of the budget are left")
+
+
+def compare(calls: dict[str, Call]) -> float:
+    """The largest relative rms of the differences from the first plain form; raises WrongOutput."""
+    first = next(name for name in calls if name != "hymba_ops")
+    expected = calls[first]()
+    return max(
+        cases.check_agreement(f"{name} differs from {first}", call(), expected)
+        for name, call in calls.items()
+        if name != first
+    )
+
+
+def needed_bytes(case: Case, config: hymba_ops.HymbaConfig) -> int:
+    """An estimate of the most memory that a case takes at once."""
+    itemsize = options.DTYPES[case.dtype].itemsize
+    names = ["hymba_ops", "plain"] + ["naive"] * (case.seq_len <= op_calls.MASKED_UP_TO)
+    if case.op == "layer":
+        return cases.layer_bytes(
+            config, batch=case.batch, length=case.seq_len, itemsize=itemsize, implementations=names
+        )
+    heads, kv_heads, inner = config.num_attention_heads, config.num_key_value_heads, config.inner_size
+    widths = {
+        "attention": heads * (config.head_dim + config.value_head_dim)
+        + kv_heads * (config.head_dim + config.value_head_dim),
+        "rotary": 2 * heads * config.head_dim,
+        "rms_norm": 2 * config.hidden_size,
+        "causal_conv1d": 2 * inner,
+        "selective_scan": 4 * inner,
+    }  # of inputs and output; plain has two float32 copies of each on the way
+    return case.batch * case.seq_len * widths.get(case.op, 3 * inner) * 3 * 4
+
+
+def _relative_work(case: Case, config: hymba_ops.HymbaConfig, index: int, length: int) -> float:
+    """How the time of a call grows with the length."""
+    if case.op == "layer":
+        work = roofline.layer_work(config, index, batch=1, seq_len=length - config.num_memory_tokens, element_size=4)
+        return sum(amount.flop for amount in work.values())
+    if case.op == "attention":
+        return roofline.visible_pairs(length, config.window(index), config.num_memory_tokens)
+    return length
+
+
+def _time(calls: dict[str, Call]) -> dict[str, Timing]:
+    candidates = {name: [call] for name, call in calls.items()}
+    return time_rounds(candidates, _CPU, seconds=0.3, most=300, warm=True)
+
+
+def make_row(case: Case, timings: dict[str, Timing]) -> dict[str, Any]:
+    ours = timings["hymba_ops"]
+    form = min((name for name in timings if name != "hymba_ops"), key=lambda name: timings[name].ms)
+    best = timings[form]
+    return asdict(case) | {
+        "ms": ours.ms, "ms_min": ours.ms_min, "ms_max": ours.ms_max,
+        "plain_form": form, "plain_ms": best.ms, "plain_ms_min": best.ms_min, "plain_ms_max": best.ms_max,
+        "forms_ms": {name: timing.ms for name, timing in timings.items() if name != "hymba_ops"},
+        "ratio": best.ms / ours.ms, "difference_us": 1e3 * (ours.ms - best.ms),
+    }  # fmt: skip
+
+
+def is_slower(row: dict[str, Any]) -> bool:
+    """Whether we are slower than plain PyTorch, noise aside. At one token a small op may be SMALL_OP_US slower."""
+    if row["op"] not in BRANCHES and row["seq_len"] == 1:
+        return row["difference_us"] > SMALL_OP_US
+    return row["ratio"] < 1 - NOISE and row["ms_min"] > row["plain_ms_min"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        arguments = parse_arguments(argv)
+    except CannotRun as reason:
+        print(f"\nsweep: {reason}", file=sys.stderr)
+        return 2
+    sweep = Sweep(arguments.budget)
+    sweep.run(list(all_cases(arguments)))
+    results = {
+        "machine": report.describe_machine(_CPU), "rows": sweep.rows, "left_out": sweep.left_out,
+        "wrong": sweep.wrong, "slower": [row for row in sweep.rows if is_slower(row)],
+    }  # fmt: skip
+    report.print_sweep(results)
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(results, indent=1) + "\n")
+    if arguments.plot and sweep.rows:
+        from bench.plot import draw_sweep
+
+        draw_sweep(results, arguments.plot)
+    return 1 if sweep.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
