@@ -242,14 +242,14 @@ def norm_average(case):
 
 
 def norm_average_project(case):
-    """The average is rounded before it is projected. Where only a few roundings decide the result, the plain form may be
-    lucky in them: low precision comes with many rows, columns and outputs."""
-    O, D = case["O"], case["D"]
+    """The average is rounded before it is projected. Where only a few roundings decide the result, the plain form may
+    be lucky in them: low precision comes with many rows, columns and outputs."""
+    outputs, D = case["O"], case["D"]
     if case["dtype"] in (torch.bfloat16, torch.float16):
-        O, D, case = O + 30, D + 30, {**case, "rows": [*case["rows"][:1], 30]}
+        outputs, D, case = outputs + 30, D + 30, {**case, "rows": [*case["rows"][:1], 30]}
     arguments = norm_average({**case, "D": D})
-    tensors = Tensors(case, math.prod(case["rows"]) * min(O, D))
-    return {**arguments, "proj_weight": tensors(O, D, scale=1 / math.sqrt(D))}
+    tensors = Tensors(case, math.prod(case["rows"]) * min(outputs, D))
+    return {**arguments, "proj_weight": tensors(outputs, D, scale=1 / math.sqrt(D))}
 
 
 CASES = {

@@ -21,6 +21,14 @@
 #include "cpu/isa.h"
 #include "fuzz.h"
 
+// The sanitizers' runtimes look these up. A race ends the run as the other findings do.
+extern "C" const char* __tsan_default_options() {
+  return "halt_on_error=1";
+}
+extern "C" const char* __ubsan_default_options() {
+  return "print_stacktrace=1:abort_on_error=1";
+}
+
 namespace hymba::fuzz {
 
 struct Op {
@@ -55,13 +63,15 @@ static void print_current_case() {
   if (current_case) std::fprintf(stderr, "in test_kernels %s\n", current_case->text().c_str());
 }
 static void report_crashes() {
+  const auto report = [](int) {
+    print_current_case();
+    std::_Exit(1);
+  };
+  std::signal(SIGABRT, report);  // UBSan's end, by the options below
 #ifdef HYMBA_SANITIZED
   __sanitizer_set_death_callback(print_current_case);
 #else
-  std::signal(SIGSEGV, [](int) {
-    print_current_case();
-    std::_Exit(1);
-  });
+  std::signal(SIGSEGV, report);
 #endif
 }
 
