@@ -1,6 +1,6 @@
 """Random calls of every op against python_reference, and random wrong calls (hypothesis; fuzz_cases.py has the cases).
 
-By default the same few hundred cases each time, in about a minute. HYMBA_FUZZ=long draws new ones, a hundred times as
+By default the same few hundred cases each time, in a minute or two. HYMBA_FUZZ=long draws new ones, a hundred times as
 many, and prints how to reproduce a failure:
 
     HYMBA_FUZZ=long python -m pytest -s tests/test_fuzz.py -k attention
