@@ -64,8 +64,8 @@ template <class T, int K>
 static void run(const CausalConv1dParams& p) {
   const int64_t channels = p.filter.channels, covered = covered_tokens(p.sequences);
   if (p.batch > 0)
-    memset(static_cast<T*>(p.out) + ((p.batch - 1) * p.sequences.tokens + covered) * channels, 0,
-           (p.sequences.tokens - covered) * channels * sizeof(T));
+    fill_zero(static_cast<T*>(p.out) + ((p.batch - 1) * p.sequences.tokens + covered) * channels,
+              (p.sequences.tokens - covered) * channels);
   // first_chunk[s]: how many chunks come before sequence s. An empty sequence has one too, for its final
   // state.
   Scratch<int64_t> first_chunk(p.sequences.count + 1);

@@ -8,13 +8,17 @@
 
 namespace hymba::cpu::HYMBA_ISA {
 
-// Uninitialised, cache-line aligned memory of one worker. `count` elements; never null for count 0.
+// Uninitialised, cache-line aligned memory of one worker: `count` elements and no byte more, so that
+// AddressSanitizer sees an access past them. Never null for count 0.
 template <class C>
 class Scratch {
  public:
-  explicit Scratch(int64_t count)
-      : data_(static_cast<C*>(aligned_alloc(64, (count * sizeof(C) + 127) / 64 * 64))) {
-    if (data_ == nullptr) abort();  // a few MiB at the most: the machine is out of memory
+  explicit Scratch(int64_t count) {
+    void* memory = nullptr;
+    const size_t bytes = count > 0 ? count * sizeof(C) : 1;
+    if (posix_memalign(&memory, 64, bytes) != 0)
+      abort();  // a few MiB at the most: the machine is out of memory
+    data_ = static_cast<C*>(memory);
   }
   ~Scratch() { free(data_); }
   Scratch(const Scratch&) = delete;
@@ -37,6 +41,12 @@ constexpr int64_t divide_up(int64_t x, int64_t y) {
 }
 HYMBA_INLINE int64_t at_most(int64_t x, int64_t limit) {
   return x < limit ? x : limit;
+}
+
+// `out` may be null where `count` is 0, which memset's may not.
+template <class T>
+HYMBA_INLINE void fill_zero(T* out, int64_t count) {
+  if (count > 0) memset(out, 0, count * sizeof(T));
 }
 
 // out[i] = scale * (float or double) in[i] for i < n, and 0 up to n_padded.

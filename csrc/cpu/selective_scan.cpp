@@ -20,9 +20,10 @@ static void scan_sequence(const SelectiveScanParams& p, int64_t index, ScanBlock
   const bool packed = p.sequences.cu_seqlens != nullptr;
   const int64_t first_checkpoint =
       packed ? seq.begin / kCheckpointInterval + index : index * divide_up(in.tokens, kCheckpointInterval);
-  C* checkpoint = static_cast<C*>(p.checkpoints) + first_checkpoint * state_size;
-  for (int64_t t = 0; t < seq.length; t += kScanChunk, checkpoint += state_size) {
-    if (p.checkpoints) block.store_state(checkpoint, in.states);
+  for (int64_t t = 0; t < seq.length; t += kScanChunk) {
+    if (p.checkpoints)
+      block.store_state(static_cast<C*>(p.checkpoints) + (first_checkpoint + t / kScanChunk) * state_size,
+                        in.states);
     block.walk_tokens(seq.batch, seq.begin + t, at_most(kScanChunk, seq.length - t));
   }
   if (p.final_state) block.store_state(static_cast<C*>(p.final_state) + index * state_size, in.states);
@@ -33,8 +34,8 @@ static void run(const SelectiveScanParams& p) {
   const ScanOperands& in = p.operands;
   const int64_t covered = covered_tokens(p.sequences);
   if (p.batch > 0)
-    memset(static_cast<T*>(in.out) + ((p.batch - 1) * in.tokens + covered) * in.channels, 0,
-           (in.tokens - covered) * in.channels * sizeof(T));
+    fill_zero(static_cast<T*>(in.out) + ((p.batch - 1) * in.tokens + covered) * in.channels,
+              (in.tokens - covered) * in.channels);
   const int64_t blocks = divide_up(in.channels, kBlockChannels);
   auto worker = [&](WorkQueue& queue) {
     ScanBlock<T> block(in);

@@ -1,0 +1,194 @@
+"""Random calls of every op against python_reference, and random wrong calls (hypothesis; fuzz_cases.py has the cases).
+
+By default the same few hundred cases each time, in a minute or two. HYMBA_FUZZ=long draws new ones, a hundred times as
+many, and prints how to reproduce a failure:
+
+    HYMBA_FUZZ=long python -m pytest -s tests/test_fuzz.py -k attention
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+import python_reference as reference
+from hymba_ops import functional as F
+
+from fuzz_cases import LAYOUTS, MAKE, STRATEGIES
+from tolerance import check_against_reference
+
+LONG = os.environ.get("HYMBA_FUZZ") == "long"
+FUZZ = settings(
+    derandomize=not LONG,
+    print_blob=LONG,
+    database=None,
+    deadline=None,
+    report_multiple_bugs=False,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+OPS = sorted(STRATEGIES)
+
+# What an op returns under its arguments of fuzz_cases.py; the update ops return the state that they changed too.
+OUTPUTS = {
+    "attention": ("out", "lse"),
+    "causal_conv1d": ("out", "final_state"),
+    "selective_scan": ("out", "final_state"),
+}
+UPDATES = ("causal_conv1d_update", "selective_state_update")
+
+
+def fuzz(name, **options):
+    """FUZZ with as many examples as take a few seconds; attention's plain form is the slowest."""
+    examples = 100 if name == "attention" else 400
+    return settings(FUZZ, **{"max_examples": 100 * examples if LONG else examples, **options})
+
+
+def test_every_op_is_fuzzed():
+    public = [
+        name for name, f in inspect.getmembers(F, inspect.isfunction) if f.__module__ == F.__name__ and name[0] != "_"
+    ]
+    assert public == OPS
+
+
+def functional(op, layout):
+    """An update op as one that leaves its state alone and returns it changed."""
+
+    def call(*, state, **arguments):
+        state = layout(state.clone()) if state.numel() > 0 else state.clone()
+        return op(state=state, **arguments), state
+
+    return call
+
+
+def check(name, case, reference_op):
+    """One case: the op against reference_op by the project's tolerance."""
+    op, arguments = getattr(F, name), MAKE[name](case)
+    if name in UPDATES:
+        layout = LAYOUTS[case["layouts"][0]]
+        op, reference_op = functional(op, layout), functional(reference_op, layout)
+    names = ("out", "state") if name in UPDATES else OUTPUTS.get(name, ("out",))
+    check_against_reference(op, reference_op, dtype=case["dtype"], names=names, **arguments)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_matches_reference(name):
+    @fuzz(name)
+    @given(STRATEGIES[name])
+    def run(case):
+        check(name, case, getattr(reference, name))
+
+    run()
+
+
+# ---- The fuzz itself: it finds a reference that is wrong in one detail ----
+
+
+def with_changed(name, **changes):
+    """The reference with some arguments replaced by what a function makes of them."""
+
+    def wrong(**arguments):
+        changed = {key: change(arguments[key]) for key, change in changes.items()}
+        return getattr(reference, name)(**{**arguments, **changed})
+
+    return wrong
+
+
+def forgets_one_state(*, state, **arguments):
+    out = reference.selective_state_update(state=state, **arguments)
+    state[-1:] *= 0.99
+    return out
+
+
+WRONG = {
+    "attention": with_changed("attention", window=lambda w: None if w is None else w + 1),
+    "rotary": with_changed("rotary", positions=lambda p: p + 1),
+    "causal_conv1d": with_changed("causal_conv1d", weight=lambda w: w.flip(1)),
+    "causal_conv1d_update": with_changed("causal_conv1d_update", weight=lambda w: w.flip(1)),
+    "selective_scan": with_changed("selective_scan", dt_bias=lambda b: None),
+    "selective_state_update": forgets_one_state,
+    "rms_norm": with_changed("rms_norm", eps=lambda eps: eps * 1.5),
+    "norm_average": with_changed("norm_average", eps=lambda eps: eps * 1.5),
+    "norm_average_project": with_changed("norm_average_project", ssm_weight=lambda w: w.flip(0)),
+}
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_finds_a_wrong_reference(name):
+    @fuzz(name, phases=[Phase.generate], max_examples=250)
+    @given(STRATEGIES[name])
+    def run(case):
+        check(name, case, WRONG[name])
+
+    with pytest.raises(AssertionError, match="error .* against float64, allowed"):
+        run()
+
+
+# ---- Wrong calls: a clear error or a result, never anything else ----
+
+WRONG_VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=3), st.just([1, 2]),
+)  # fmt: skip
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int32, torch.int64, torch.bool, torch.complex64]
+TENSOR_CHANGES = {
+    "other dtype": lambda t, n: t.to(DTYPES[n % len(DTYPES)]),
+    "one dimension more": lambda t, n: t.unsqueeze(n % (t.dim() + 1)),
+    "one dimension less": lambda t, n: t.sum(n % t.dim()).to(t.dtype) if t.dim() else t,
+    "a size doubled": lambda t, n: torch.cat([t, t], n % t.dim()) if t.dim() else t,
+    "a size 0": lambda t, n: t.narrow(n % t.dim(), 0, 0) if t.dim() else t,
+    "last dimension not contiguous": lambda t, n: torch.stack([t, t], -1)[..., 0],
+    "no memory of its own": lambda t, n: t[:1].expand(*t.shape) if t.dim() and t.shape[0] else t,
+    "no memory": lambda t, n: t.to("meta"),
+    "wants gradients": lambda t, n: t.detach().requires_grad_() if t.is_floating_point() else t,
+    "transposed": lambda t, n: t.transpose(0, -1) if t.dim() else t,
+    "other values": lambda t, n: random_integers(t, n) if t.dtype == torch.int32 else t * float("nan"),
+}
+
+
+def random_integers(t, seed):
+    generator, limit = torch.Generator().manual_seed(seed), (3, 100, 2**31)[seed % 3]
+    return torch.randint(-limit, limit, t.shape, generator=generator).to(torch.int32)
+
+
+@st.composite
+def wrong_calls(draw, name):
+    """A case, and for one or two of its arguments (how a tensor changes, a number for it) or another value."""
+    case = draw(STRATEGIES[name])
+    changes = {}
+    names = sorted(inspect.signature(getattr(F, name)).parameters)
+    for argument in draw(st.lists(st.sampled_from(names), min_size=1, max_size=2, unique=True)):
+        another_value = draw(st.integers(0, 9)) == 9
+        tensor_change = st.tuples(st.sampled_from(sorted(TENSOR_CHANGES)), st.integers(0, 99))
+        changes[argument] = draw(WRONG_VALUES if another_value else tensor_change)
+    return case, changes
+
+
+def changed_arguments(name, case, changes):
+    arguments = MAKE[name](case)
+    for argument, change in changes.items():
+        if not isinstance(change, tuple):
+            arguments[argument] = change
+        elif isinstance(arguments.get(argument), torch.Tensor):
+            arguments[argument] = TENSOR_CHANGES[change[0]](arguments[argument], change[1])
+    return arguments
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_wrong_calls(name):
+    refused = []
+
+    @fuzz(name)
+    @given(wrong_calls(name))
+    def run(call):
+        arguments = changed_arguments(name, *call)
+        try:
+            getattr(F, name)(**arguments)
+        except (ValueError, TypeError, NotImplementedError) as error:
+            refused.append(str(error))
+
+    run()
+    assert len(set(refused)) >= 10 and all(refused), "too few different refusals, or one without a text"
