@@ -39,7 +39,8 @@ static void run(const SelectiveScanParams& p) {
   auto worker = [&](WorkQueue& queue) {
     ScanBlock<T> block(in);
     for (int64_t item; queue.take(item);) {
-      block.set_channels(item % blocks * kBlockChannels);
+      const int64_t first = item % blocks * kBlockChannels;
+      block.set_channels(first, at_most(kBlockChannels, in.channels - first));
       scan_sequence<T>(p, item / blocks, block);
     }
   };
