@@ -22,8 +22,7 @@ HYMBA_INLINE const T* input_row(const CausalConv1dParams& p, int64_t index, cons
 }
 
 template <class T, int K>
-static void convolve_chunk(const CausalConv1dParams& p, const FilterRows<T>& filter, int64_t index,
-                           const Sequence& seq, int64_t t0) {
+static void convolve_chunk(const CausalConv1dParams& p, int64_t index, const Sequence& seq, int64_t t0) {
   using C = compute_t<T>;
   constexpr int64_t lanes = kLanes<C>;
   const int64_t channels = p.filter.channels, count = at_most(kChunk, seq.length - t0);
@@ -33,7 +32,7 @@ static void convolve_chunk(const CausalConv1dParams& p, const FilterRows<T>& fil
 
   auto walk = [&](int64_t c, int64_t n) __attribute__((always_inline)) {
     ConvChannels<T, K> conv;
-    conv.set_filter(filter, c);
+    conv.set_filter(p.filter, c, n);
 #pragma GCC unroll 8
     for (int r = 0; r < K - 1; ++r) conv.push(rows[r] ? load_n(rows[r] + c, n) : Vec<C>{});
     for (int64_t r = 0; r < count; ++r) {
@@ -75,12 +74,11 @@ static void run(const CausalConv1dParams& p) {
     first_chunk[s + 1] = first_chunk[s] + (length > 0 ? divide_up(length, kChunk) : 1);
   }
   auto worker = [&](WorkQueue& queue) {
-    const FilterRows<T> filter(p.filter);
     int64_t s = 0;
     for (int64_t item; queue.take(item);) {
       while (item >= first_chunk[s + 1]) ++s;  // items only grow
       const Sequence seq = sequence_at(p.sequences, s);
-      if (seq.length > 0) convolve_chunk<T, K>(p, filter, s, seq, (item - first_chunk[s]) * kChunk);
+      if (seq.length > 0) convolve_chunk<T, K>(p, s, seq, (item - first_chunk[s]) * kChunk);
       if (p.final_state && item + 1 == first_chunk[s + 1]) store_final_state<T>(p, s, seq);
     }
   };
