@@ -8,7 +8,7 @@
 
 namespace hymba {
 
-static int64_t thread_limit() {
+int64_t thread_limit() {
   const char* text = std::getenv("HYMBA_CORE_THREADS");
   return text ? std::atoll(text) : std::thread::hardware_concurrency();
 }

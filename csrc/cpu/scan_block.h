@@ -50,6 +50,7 @@ class ScanBlock {
 
   // `rows`: the state of channel 0, [C, N] with this stride between channels; null for zeros.
   void load_state(const C* rows, int64_t stride) {
+    memset(dt_sum_.get(), 0, kBlockChannels * sizeof(C));
     if (rows == nullptr) {
       memset(state_.get(), 0, p_.states * kBlockChannels * sizeof(C));
     } else {
@@ -60,8 +61,18 @@ class ScanBlock {
     transpose_out<C>(rows + first_ * stride, stride, state_.get(), kBlockChannels, count_, p_.states);
   }
 
-  // Tokens [begin, begin + count) of a batch row, count <= kScanChunk.
-  void walk_tokens(int64_t batch, int64_t begin, int64_t count) {
+  // The product of all decay factors since load_state, in place of the state.
+  void store_decay_product(C* rows, int64_t stride) {
+    for (int64_t n = 0; n < p_.states; ++n)
+      for (int64_t c = 0; c < count_; c += kLanes<C>) {
+        const int64_t i = n * kBlockChannels + c;
+        store(&state_[i], exp2(load(&dt_sum_[c]) * load(&decay_[i])));
+      }
+    store_state(rows, stride);
+  }
+
+  // Tokens [begin, begin + count) of a batch row, count <= kScanChunk. Without output only the state moves on.
+  void walk_tokens(int64_t batch, int64_t begin, int64_t count, bool with_output = true) {
     for (int64_t t = 0; t < count; ++t) {
       copy_as_compute<T>(&b_rows_[t * p_.states], token_row<const T>(p_.B, batch, begin + t), p_.states,
                          p_.states);
@@ -69,7 +80,7 @@ class ScanBlock {
                          p_.states);
     }
     for (int64_t c = 0; c < count_; c += kLanes<C>) {
-      const Position at{batch, begin, count, c};
+      const Position at{batch, begin, count, c, with_output};
       c + kLanes<C> <= count_ ? walk<true>(at) : walk<false>(at);
     }
   }
@@ -78,6 +89,7 @@ class ScanBlock {
   struct Position {
     int64_t batch, begin, count;
     int64_t c;  // first channel of the vector, within the block
+    bool with_output;
   };
 
   template <class S>
@@ -110,7 +122,7 @@ class ScanBlock {
                          b_rows_.get(), c_rows_.get(), p_.states};
     in_range ? scan_all_states<C, true>(run, &decay_[at.c], &state_[at.c])
              : scan_all_states<C, false>(run, &decay_[at.c], &state_[at.c]);
-    finish<kWhole>(at);
+    if (at.with_output) finish<kWhole>(at);
   }
 
   // Fills dt_, input_ and y_. Returns whether all decay factors of the run are in range.
@@ -121,6 +133,7 @@ class ScanBlock {
     const T* x_row = token_row<const T>(p_.x, at.batch, at.begin) + channel;
     const T* dt_row = token_row<const T>(p_.dt, at.batch, at.begin) + channel;
     auto in_range = dt_limit == dt_limit;
+    V sum = {};
     for (int64_t t = 0; t < at.count; ++t) {
       __builtin_prefetch(x_row + kScanChunk * p_.x.token_stride);
       __builtin_prefetch(dt_row + kScanChunk * p_.dt.token_stride);
@@ -128,12 +141,14 @@ class ScanBlock {
       V dt = load_n(dt_row, lanes) + dt_bias;
       if (p_.dt_softplus) dt = softplus(dt);
       in_range &= (dt < C(0) ? -dt : dt) < dt_limit;
+      sum += dt;
       store(&dt_[t * kLanes<C>], dt);
       store(&input_[t * kLanes<C>], dt * x);
       store(&y_[t * kLanes<C>], skip * x);
       x_row += p_.x.token_stride;
       dt_row += p_.dt.token_stride;
     }
+    store(&dt_sum_[at.c], load(&dt_sum_[at.c]) + sum);
     bool all = true;
     for (int i = 0; i < kLanes<C>; ++i) all = all && in_range[i] != 0;
     return all;
