@@ -24,13 +24,12 @@ HYMBA_INLINE const T* input_row(const CausalConv1dParams& p, int64_t index, cons
 template <class T, int K>
 static void convolve_chunk(const CausalConv1dParams& p, int64_t index, const Sequence& seq, int64_t t0) {
   using C = compute_t<T>;
-  constexpr int64_t lanes = kLanes<C>;
   const int64_t channels = p.filter.channels, count = at_most(kChunk, seq.length - t0);
   const T* rows[kChunk + K];
   for (int64_t r = 0; r < count + K - 1; ++r) rows[r] = input_row<T>(p, index, seq, t0 - (K - 1) + r);
   T* out = static_cast<T*>(p.out) + (seq.batch * p.sequences.tokens + seq.begin + t0) * channels;
 
-  auto walk = [&](int64_t c, int64_t n) __attribute__((always_inline)) {
+  for_each_vector<C>(channels, [&](int64_t c, int64_t n) __attribute__((always_inline)) {
     ConvChannels<T, K> conv;
     conv.set_filter(p.filter, c, n);
 #pragma GCC unroll 8
@@ -39,10 +38,7 @@ static void convolve_chunk(const CausalConv1dParams& p, int64_t index, const Seq
       conv.push(load_n(rows[K - 1 + r] + c, n));
       store_n(out + r * channels + c, conv.output(p.filter.silu), n);
     }
-  };
-  int64_t c = 0;
-  for (; c + lanes <= channels; c += lanes) walk(c, lanes);
-  if (c < channels) walk(c, channels - c);
+  });
 }
 
 template <class T>

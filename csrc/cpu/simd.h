@@ -128,9 +128,8 @@ HYMBA_INLINE FloatVec load(const bfloat16* p) {
 HYMBA_INLINE void store(bfloat16* p, FloatVec v) {
   UIntVec u;
   memcpy(&u, &v, sizeof u);
-  const UIntVec rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  const UIntVec quiet = (u >> 16) | 0x40u;
-  const HalfVec h = __builtin_convertvector((u & 0x7fffffffu) > 0x7f800000u ? quiet : rounded, HalfVec);
+  const UIntVec rounded = u + 0x7fffu + ((u >> 16) & 1u);
+  const HalfVec h = __builtin_convertvector((v != v ? u | 0x400000u : rounded) >> 16, HalfVec);
   memcpy(p, &h, sizeof h);
 }
 
