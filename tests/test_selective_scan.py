@@ -20,7 +20,7 @@ from kernel_cases import (
 )
 from tolerance import check_against_reference
 
-CHUNK = 64  # csrc/cpu/scan_block.h; also the checkpoint interval and the channel block
+CHUNK = 64  # csrc/cpu/scan_states.h; also the checkpoint interval and the channel block
 NAMES = ("x", "dt", "A", "B", "C", "D", "z")
 
 

@@ -47,7 +47,8 @@ inline bool is_f32(const OptionalTensor& t) {
   return t && is_f32(*t);
 }
 
-// Like torch.empty / torch.zeros with t's device; contiguous. Large ones in huge pages where the system allows.
+// Like torch.empty / torch.zeros with t's device; contiguous. Large ones in huge pages where the system
+// allows.
 inline Tensor new_tensor(const Tensor& t, torch::headeronly::IntHeaderOnlyArrayRef sizes,
                          std::optional<torch::headeronly::ScalarType> dtype = std::nullopt) {
   const Tensor fresh = torch::stable::new_empty(t, sizes, dtype);

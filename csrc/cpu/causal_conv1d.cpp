@@ -12,6 +12,8 @@ namespace hymba::cpu::HYMBA_ISA {
 // Rows per item. Each vector of channels touches one cache line a row: few enough for L1 to hold between
 // neighbours.
 constexpr int64_t kChunk = 32;
+// Of a row, ahead of the vector at hand: more rows are walked side by side than hardware prefetchers follow.
+constexpr int64_t kPrefetchBytes = 128;
 
 // Row t of a sequence, counted from its start; t < 0 lies in the initial state. Null stands for zeros.
 template <class T>
@@ -35,6 +37,7 @@ static void convolve_chunk(const CausalConv1dParams& p, int64_t index, const Seq
 #pragma GCC unroll 8
     for (int r = 0; r < K - 1; ++r) conv.push(rows[r] ? load_n(rows[r] + c, n) : Vec<C>{});
     for (int64_t r = 0; r < count; ++r) {
+      __builtin_prefetch(rows[K - 1 + r] + c + kPrefetchBytes / sizeof(T));
       conv.push(load_n(rows[K - 1 + r] + c, n));
       store_n(out + r * channels + c, conv.output(p.filter.silu), n);
     }

@@ -39,8 +39,7 @@ static void run(const CausalConv1dUpdateParams& p) {
         memset(static_cast<T*>(p.out) + (b * p.tokens + t) * channels + begin, 0, (end - begin) * sizeof(T));
       return;
     }
-    for (int64_t c = begin; c < end; c += lanes)
-      update_channels<T, K>(p, b, c, at_most(end - c, lanes));
+    for (int64_t c = begin; c < end; c += lanes) update_channels<T, K>(p, b, c, at_most(end - c, lanes));
   });
 }
 

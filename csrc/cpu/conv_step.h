@@ -47,7 +47,8 @@ struct ConvChannels {
 #pragma GCC unroll 4
     for (int first = 0; first < K; first += kLanes<C>) {
       V tile[kLanes<C>];
-      load_tile<C>(tile, weight + c * filter.weight_stride, filter.weight_stride, filter.channels - c, first, K);
+      load_tile<C>(tile, weight + c * filter.weight_stride, filter.weight_stride, filter.channels - c, first,
+                   K);
 #pragma GCC unroll 8
       for (int k = 0; k < K; ++k)
         if (first <= k && k < first + kLanes<C>) taps[k] = tile[k - first];

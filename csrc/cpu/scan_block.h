@@ -71,7 +71,8 @@ class ScanBlock {
     store_state(rows, stride);
   }
 
-  // Tokens [begin, begin + count) of a batch row, count <= kScanChunk. Without output only the state moves on.
+  // Tokens [begin, begin + count) of a batch row, count <= kScanChunk. Without output only the state moves
+  // on.
   void walk_tokens(int64_t batch, int64_t begin, int64_t count, bool with_output = true) {
     for (int64_t t = 0; t < count; ++t) {
       copy_as_compute<T>(&b_rows_[t * p_.states], token_row<const T>(p_.B, batch, begin + t), p_.states,
@@ -176,8 +177,8 @@ class ScanBlock {
   int64_t first_ = 0, count_ = 0;
   // Rows of kBlockChannels channels; dt_limit_: |dt| below it keeps a channel's decays in range.
   Scratch<C> decay_, state_, dt_limit_, skip_, dt_bias_, dt_sum_;
-  Scratch<C> b_rows_, c_rows_;     // [kScanChunk, N]
-  Scratch<C> dt_, input_, y_;      // [kScanChunk, lanes]
+  Scratch<C> b_rows_, c_rows_;  // [kScanChunk, N]
+  Scratch<C> dt_, input_, y_;   // [kScanChunk, lanes]
 };
 
 }  // namespace hymba::cpu::HYMBA_ISA

@@ -36,11 +36,16 @@ class Scan {
   }
 
   void run() {
-    if (pieces() == p_.sequences.count) return for_each_piece([&](ScanBlock<T>& block, int64_t s, int64_t piece) { scan_piece(nullptr, block, s, piece); });
+    if (pieces() == p_.sequences.count)
+      return for_each_piece(
+          [&](ScanBlock<T>& block, int64_t s, int64_t piece) { scan_piece(nullptr, block, s, piece); });
     Scratch<C> last(pieces() * state_size_), product(pieces() * state_size_);
-    for_each_piece([&](ScanBlock<T>& block, int64_t s, int64_t piece) { scan_alone(last.get(), product.get(), block, s, piece); });
+    for_each_piece([&](ScanBlock<T>& block, int64_t s, int64_t piece) {
+      scan_alone(last.get(), product.get(), block, s, piece);
+    });
     for (int64_t s = 0; s < p_.sequences.count; ++s) connect_pieces(s, last.get(), product.get());
-    for_each_piece([&](ScanBlock<T>& block, int64_t s, int64_t piece) { scan_piece(last.get(), block, s, piece); });
+    for_each_piece(
+        [&](ScanBlock<T>& block, int64_t s, int64_t piece) { scan_piece(last.get(), block, s, piece); });
   }
 
  private:

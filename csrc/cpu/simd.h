@@ -240,7 +240,8 @@ HYMBA_INLINE Vec<double> exp(Vec<double> x) {
   return map_lanes(x, [](double v) { return ::exp(v); });
 }
 
-// e^-|x|, relative error below 2e-7; 0 where it would be subnormal. NaN gives anything: callers let it through.
+// e^-|x|, relative error below 2e-7; 0 where it would be subnormal. NaN gives anything: callers let it
+// through.
 HYMBA_INLINE FloatVec exp_minus_abs(FloatVec x) {
   constexpr float kLog2e = 1.44269504089f, kRound = 12582912.0f, kSmallest = 87.3f;
   constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;

@@ -52,7 +52,8 @@ HYMBA_INLINE void load_tile(Vec<C> (&tile)[kLanes<C>], const S* rows, int64_t st
   for (int64_t r = 0; r < kLanes<C>; ++r) {
     // A short row is read as a whole vector where the rows after it lie behind.
     const int64_t readable = (count - 1 - r) * stride + columns - first;
-    tile[r] = r < count ? load_converted<C>(rows + r * stride + first, at_most(readable, kLanes<C>)) : Vec<C>{};
+    tile[r] =
+        r < count ? load_converted<C>(rows + r * stride + first, at_most(readable, kLanes<C>)) : Vec<C>{};
   }
   transpose_tile<C>(tile);
 }
