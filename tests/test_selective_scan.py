@@ -20,7 +20,7 @@ from kernel_cases import (
 )
 from tolerance import check_against_reference
 
-CHUNK = 64  # csrc/cpu/scan_block.h; also the checkpoint interval and the channel block
+CHUNK = 64  # csrc/cpu/scan_states.h; also the checkpoint interval and the channel block
 NAMES = ("x", "dt", "A", "B", "C", "D", "z")
 
 
@@ -267,3 +267,63 @@ BAD_INPUTS = [
 def test_bad_input_is_refused(change, error, message):
     with pytest.raises(error, match=message):
         run(F.selective_scan, make_inputs(6) | change)
+
+
+# ---- Long sequences of few channels, in pieces of 512 tokens ----
+
+PIECE = 512  # csrc/cpu/selective_scan.cpp
+
+
+@pytest.fixture
+def many_threads():
+    """Enough threads for every instruction set and dtype to cut up a sequence of 4 channels."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(8)
+    yield
+    torch.set_num_threads(before)
+
+
+def pieces_inputs(T, **kwargs):
+    """Decays slow enough for a state to outlive a piece."""
+    inputs = make_inputs(T, C=4, **kwargs)
+    return inputs | {"A": inputs["A"] * 0.02}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pieces_match_reference(dtype, many_threads):
+    check(pieces_inputs(4 * PIECE + 70, dtype=dtype), dtype=dtype, initial_state=state_of(dtype, 1, 4, 16))
+
+
+@pytest.mark.parametrize("T", [4 * PIECE - 1, 4 * PIECE, 4 * PIECE + 1, 5 * PIECE])
+def test_lengths_around_pieces(T, many_threads):
+    check(pieces_inputs(T, N=3), dtype=torch.float32)
+
+
+def test_pieces_do_not_see_their_neighbours(many_threads):
+    lengths = (5 * PIECE + 3, 40, 0, 4 * PIECE)
+    inputs, states, starts = pieces_inputs(sum(lengths) + 2), randn(4, 4, 16, seed=9), cu_seqlens(*lengths)
+    packed, last = run(F.selective_scan, inputs, initial_state=states, cu_seqlens=starts, return_final_state=True)
+    for i in range(len(lengths)):
+        rows = slice(*starts[i : i + 2].tolist())
+        part = {name: x[:, rows] if name in ("x", "dt", "B", "C", "z") else x for name, x in inputs.items()}
+        part |= {name: torch.cat([part[name]] * 3) for name in ("x", "dt", "B", "C", "z")}
+        batch = run(F.selective_scan, part, initial_state=states[[i] * 3], return_final_state=True)
+        assert torch.equal(packed[0, rows], batch[0][1]) and torch.equal(last[i], batch[1][2])
+    assert (packed[:, -2:] == 0).all()
+
+
+def test_checkpoints_of_pieces(many_threads):
+    inputs, states = pieces_inputs(4 * PIECE + 70), randn(1, 4, 16, seed=9)
+    in_pieces = op(inputs, initial_state=states)[2]
+    torch.set_num_threads(1)
+    torch.testing.assert_close(in_pieces, op(inputs, initial_state=states)[2], rtol=1e-4, atol=1e-5)
+
+
+def test_overflowing_pieces(many_threads):
+    inputs = pieces_inputs(4 * PIECE) | {"A": torch.full((4, 16), 2.0)}
+    inputs["dt"] = inputs["dt"].abs() + 3
+    for name in ("x", "B", "C"):
+        inputs[name] = inputs[name].abs()
+    inputs["x"][:, : 2 * PIECE] = 0  # a zero state for two pieces whose decay products are infinite
+    out, state = check(inputs, dtype=torch.float32)
+    assert out[:, : 2 * PIECE].isfinite().all() and not state.isfinite().all()

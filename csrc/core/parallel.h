@@ -24,6 +24,9 @@ class WorkQueue {
   const int64_t count_;
 };
 
+// Threads that a job may use.
+int64_t thread_limit();
+
 using WorkerFunction = void (*)(void* context, WorkQueue& queue);
 
 // Calls worker(context, queue) on one or more threads until the queue of `count` items is empty. `cost` is

@@ -22,10 +22,16 @@ int64_t threaded_jobs() {
   return threaded_job_count;
 }
 
+static const char* wanted_threads() {
+  return std::getenv("HYMBA_CORE_THREADS");
+}
+
+int64_t thread_limit() {
+  return wanted_threads() ? std::max(1, std::atoi(wanted_threads())) : std::thread::hardware_concurrency();
+}
+
 static int64_t count_workers(int64_t count, int64_t cost) {
-  if (const char* threads = std::getenv("HYMBA_CORE_THREADS"))
-    return std::clamp<int64_t>(std::atoll(threads), 1, count);
-  return worker_count(count, cost, std::thread::hardware_concurrency());
+  return wanted_threads() ? std::min(thread_limit(), count) : worker_count(count, cost, thread_limit());
 }
 
 void run_workers(int64_t count, int64_t cost, WorkerFunction worker, void* context) {

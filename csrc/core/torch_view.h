@@ -6,6 +6,7 @@
 #include <array>
 
 #include "core/check.h"
+#include "core/huge_pages.h"
 #include "core/sequences.h"
 #include "core/view.h"
 
@@ -46,10 +47,13 @@ inline bool is_f32(const OptionalTensor& t) {
   return t && is_f32(*t);
 }
 
-// Like torch.empty / torch.zeros with t's device; contiguous.
-inline Tensor new_tensor(const Tensor& t, std::initializer_list<int64_t> sizes,
+// Like torch.empty / torch.zeros with t's device; contiguous. Large ones in huge pages where the system
+// allows.
+inline Tensor new_tensor(const Tensor& t, torch::headeronly::IntHeaderOnlyArrayRef sizes,
                          std::optional<torch::headeronly::ScalarType> dtype = std::nullopt) {
-  return torch::stable::new_empty(t, {sizes.begin(), sizes.size()}, dtype);
+  const Tensor fresh = torch::stable::new_empty(t, sizes, dtype);
+  if (fresh.is_cpu()) advise_huge_pages(fresh.data_ptr(), fresh.numel() * fresh.element_size());
+  return fresh;
 }
 inline Tensor new_zeros(const Tensor& t, std::initializer_list<int64_t> sizes,
                         std::optional<torch::headeronly::ScalarType> dtype = std::nullopt) {
@@ -57,7 +61,7 @@ inline Tensor new_zeros(const Tensor& t, std::initializer_list<int64_t> sizes,
 }
 // Contiguous, with t's shape, dtype and device.
 inline Tensor new_like(const Tensor& t) {
-  return torch::stable::new_empty(t, t.sizes());
+  return new_tensor(t, t.sizes());
 }
 // out = x @ weight.T by torch's GEMM: x [rows, K], weight [O, K], out [rows, O]. The out= form, which
 // autocast leaves alone: an op's result has its inputs' dtype.

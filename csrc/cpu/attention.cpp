@@ -17,7 +17,7 @@
 
 #include "cpu/gemm_tile.h"
 #include "cpu/kernel.h"
-#include "cpu/transpose.h"
+#include "cpu/panels.h"
 
 namespace hymba::cpu::HYMBA_ISA {
 

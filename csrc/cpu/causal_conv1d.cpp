@@ -12,6 +12,8 @@ namespace hymba::cpu::HYMBA_ISA {
 // Rows per item. Each vector of channels touches one cache line a row: few enough for L1 to hold between
 // neighbours.
 constexpr int64_t kChunk = 32;
+// Of a row, ahead of the vector at hand: more rows are walked side by side than hardware prefetchers follow.
+constexpr int64_t kPrefetchBytes = 128;
 
 // Row t of a sequence, counted from its start; t < 0 lies in the initial state. Null stands for zeros.
 template <class T>
@@ -22,28 +24,24 @@ HYMBA_INLINE const T* input_row(const CausalConv1dParams& p, int64_t index, cons
 }
 
 template <class T, int K>
-static void convolve_chunk(const CausalConv1dParams& p, const FilterRows<T>& filter, int64_t index,
-                           const Sequence& seq, int64_t t0) {
+static void convolve_chunk(const CausalConv1dParams& p, int64_t index, const Sequence& seq, int64_t t0) {
   using C = compute_t<T>;
-  constexpr int64_t lanes = kLanes<C>;
   const int64_t channels = p.filter.channels, count = at_most(kChunk, seq.length - t0);
   const T* rows[kChunk + K];
   for (int64_t r = 0; r < count + K - 1; ++r) rows[r] = input_row<T>(p, index, seq, t0 - (K - 1) + r);
   T* out = static_cast<T*>(p.out) + (seq.batch * p.sequences.tokens + seq.begin + t0) * channels;
 
-  auto walk = [&](int64_t c, int64_t n) __attribute__((always_inline)) {
+  for_each_vector<C>(channels, [&](int64_t c, int64_t n) __attribute__((always_inline)) {
     ConvChannels<T, K> conv;
-    conv.set_filter(filter, c);
+    conv.set_filter(p.filter, c, n);
 #pragma GCC unroll 8
     for (int r = 0; r < K - 1; ++r) conv.push(rows[r] ? load_n(rows[r] + c, n) : Vec<C>{});
     for (int64_t r = 0; r < count; ++r) {
+      __builtin_prefetch(rows[K - 1 + r] + c + kPrefetchBytes / sizeof(T));
       conv.push(load_n(rows[K - 1 + r] + c, n));
       store_n(out + r * channels + c, conv.output(p.filter.silu), n);
     }
-  };
-  int64_t c = 0;
-  for (; c + lanes <= channels; c += lanes) walk(c, lanes);
-  if (c < channels) walk(c, channels - c);
+  });
 }
 
 template <class T>
@@ -75,12 +73,11 @@ static void run(const CausalConv1dParams& p) {
     first_chunk[s + 1] = first_chunk[s] + (length > 0 ? divide_up(length, kChunk) : 1);
   }
   auto worker = [&](WorkQueue& queue) {
-    const FilterRows<T> filter(p.filter);
     int64_t s = 0;
     for (int64_t item; queue.take(item);) {
       while (item >= first_chunk[s + 1]) ++s;  // items only grow
       const Sequence seq = sequence_at(p.sequences, s);
-      if (seq.length > 0) convolve_chunk<T, K>(p, filter, s, seq, (item - first_chunk[s]) * kChunk);
+      if (seq.length > 0) convolve_chunk<T, K>(p, s, seq, (item - first_chunk[s]) * kChunk);
       if (p.final_state && item + 1 == first_chunk[s + 1]) store_final_state<T>(p, s, seq);
     }
   };

@@ -12,10 +12,9 @@ namespace hymba::cpu::HYMBA_ISA {
 constexpr int64_t kChannelBlock = 1024;
 
 template <class T, int K>
-static void update_channels(const CausalConv1dUpdateParams& p, const FilterRows<T>& filter, int64_t b,
-                            int64_t c, int64_t n) {
+static void update_channels(const CausalConv1dUpdateParams& p, int64_t b, int64_t c, int64_t n) {
   ConvChannels<T, K> conv;
-  conv.set_filter(filter, c);
+  conv.set_filter(p.filter, c, n);
   const int64_t in = slot_in(p.slots, b), out_slot = slot_out(p.slots, b);
 #pragma GCC unroll 8
   for (int r = 0; r < K - 1; ++r) conv.push(load_n(token_row<const T>(p.state, in, r) + c, n));
@@ -32,7 +31,6 @@ template <class T, int K>
 static void run(const CausalConv1dUpdateParams& p) {
   const int64_t channels = p.filter.channels, blocks = divide_up(channels, kChannelBlock);
   constexpr int64_t lanes = kLanes<compute_t<T>>;
-  const FilterRows<T> filter(p.filter);
   parallel_items(p.batch * blocks, p.batch * p.tokens * channels * (K + 8), [&](int64_t item) {
     const int64_t b = item / blocks, begin = item % blocks * kChannelBlock;
     const int64_t end = at_most(begin + kChannelBlock, channels);
@@ -41,8 +39,7 @@ static void run(const CausalConv1dUpdateParams& p) {
         memset(static_cast<T*>(p.out) + (b * p.tokens + t) * channels + begin, 0, (end - begin) * sizeof(T));
       return;
     }
-    for (int64_t c = begin; c < end; c += lanes)
-      update_channels<T, K>(p, filter, b, c, at_most(end - c, lanes));
+    for (int64_t c = begin; c < end; c += lanes) update_channels<T, K>(p, b, c, at_most(end - c, lanes));
   });
 }
 

@@ -2,48 +2,32 @@
 // causal_conv1d_update.
 #pragma once
 #include "cpu/kernel.h"
+#include "cpu/transpose.h"
 #include "ops/causal_conv1d.h"
 
 namespace hymba::cpu::HYMBA_ISA {
 
-// The filter in the compute type, transposed: weight row k, then the bias, each padded to whole vectors.
-template <class T>
-class FilterRows {
-  using C = compute_t<T>;
-
- public:
-  explicit FilterRows(const ConvFilter& filter)
-      : padded_(round_up(filter.channels, kLanes<C>)), rows_((filter.width + 1) * padded_) {
-    for (int64_t k = 0; k < filter.width; ++k)
-      for (int64_t c = 0; c < padded_; ++c)
-        rows_[k * padded_ + c] = c < filter.channels ? tap(filter, c, k) : C(0);
-    C* bias = &rows_[filter.width * padded_];
-    for (int64_t c = 0; c < padded_; ++c) bias[c] = 0;
-    if (filter.bias) load_parameter<T>(bias, filter.bias, filter.bias_is_f32, filter.channels, padded_);
-  }
-  Vec<C> row(int64_t k, int64_t c) const { return load(&rows_[k * padded_ + c]); }
-
- private:
-  static C tap(const ConvFilter& filter, int64_t c, int64_t k) {
-    const int64_t index = c * filter.weight_stride + k;
-    if (filter.weight_is_f32) return static_cast<C>(static_cast<const float*>(filter.weight)[index]);
-    return to_compute(static_cast<const T*>(filter.weight)[index]);
-  }
-
-  int64_t padded_;
-  Scratch<C> rows_;
-};
-
 // Taps, bias and the last K - 1 inputs of a vector of channels.
 template <class T, int K>
 struct ConvChannels {
-  using V = Vec<compute_t<T>>;
+  using C = compute_t<T>;
+  using V = Vec<C>;
   V taps[K], bias, inputs[K];  // inputs[K - 1] is the newest
 
-  HYMBA_INLINE_MEMBER void set_filter(const FilterRows<T>& filter, int64_t c) {
-#pragma GCC unroll 8
-    for (int k = 0; k < K; ++k) taps[k] = filter.row(k, c);
-    bias = filter.row(K, c);
+  // Channels [c, c + n), n <= lanes.
+  HYMBA_INLINE_MEMBER void set_filter(const ConvFilter& filter, int64_t c, int64_t n) {
+    if (filter.weight_is_f32) {
+      set_taps(static_cast<const float*>(filter.weight), filter, c);
+    } else {
+      set_taps(static_cast<const T*>(filter.weight), filter, c);
+    }
+    if (filter.bias == nullptr) {
+      bias = V{};
+    } else if (filter.bias_is_f32) {
+      bias = load_converted<C>(static_cast<const float*>(filter.bias) + c, n);
+    } else {
+      bias = load_n(static_cast<const T*>(filter.bias) + c, n);
+    }
   }
   HYMBA_INLINE_MEMBER void push(V x) {
 #pragma GCC unroll 8
@@ -55,6 +39,20 @@ struct ConvChannels {
 #pragma GCC unroll 8
     for (int k = 0; k < K; ++k) sum += taps[k] * inputs[k];
     return use_silu ? silu(sum) : sum;
+  }
+
+ private:
+  template <class S>
+  HYMBA_INLINE_MEMBER void set_taps(const S* weight, const ConvFilter& filter, int64_t c) {
+#pragma GCC unroll 4
+    for (int first = 0; first < K; first += kLanes<C>) {
+      V tile[kLanes<C>];
+      load_tile<C>(tile, weight + c * filter.weight_stride, filter.weight_stride, filter.channels - c, first,
+                   K);
+#pragma GCC unroll 8
+      for (int k = 0; k < K; ++k)
+        if (first <= k && k < first + kLanes<C>) taps[k] = tile[k - first];
+    }
   }
 };
 

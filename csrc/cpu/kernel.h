@@ -60,6 +60,15 @@ HYMBA_INLINE void copy_as_compute(compute_t<T>* out, const T* in, int64_t n, int
   for (; i < n_padded; ++i) out[i] = 0;
 }
 
+// body(i, lanes) for each vector of n elements; the last one may have fewer lanes. Give the lambda
+// __attribute__((always_inline)), so that load_n and store_n of whole vectors lose their branches.
+template <class C, class Body>
+HYMBA_INLINE void for_each_vector(int64_t n, const Body& body) {
+  int64_t i = 0;
+  for (; i + kLanes<C> <= n; i += kLanes<C>) body(i, int64_t{kLanes<C>});
+  if (i < n) body(i, n - i);
+}
+
 // Calls body(T{}) with the storage type that `dtype` names.
 template <class Body>
 HYMBA_INLINE void with_dtype(DType dtype, const Body& body) {

@@ -10,8 +10,7 @@ namespace hymba::cpu::HYMBA_ISA {
 template <class T>
 static void run(const NormAverageParams& p) {
   using C = compute_t<T>;
-  constexpr int64_t lanes = kLanes<C>;
-  const int64_t padded = round_up(p.dim, lanes);
+  const int64_t padded = round_up(p.dim, kLanes<C>);
   const int64_t rows_per_item = divide_up(kElementsPerItem, p.dim);
 
   auto worker = [&](WorkQueue& queue) {
@@ -26,13 +25,12 @@ static void run(const NormAverageParams& p) {
         T* out = static_cast<T*>(p.out) + row * p.dim;
         const C attn_scale = C(0.5) * inverse_rms(attn, p.dim, p.eps);
         const C ssm_scale = C(0.5) * inverse_rms(ssm, p.dim, p.eps);
-        for (int64_t d = 0; d < p.dim; d += lanes) {
-          const int64_t n = at_most(p.dim - d, lanes);
+        for_each_vector<C>(p.dim, [&](int64_t d, int64_t n) __attribute__((always_inline)) {
           store_n(out + d,
                   load_n(attn + d, n) * attn_scale * load(&attn_weight[d]) +
                       load_n(ssm + d, n) * ssm_scale * load(&ssm_weight[d]),
                   n);
-        }
+        });
       }
     }
   };

@@ -9,8 +9,7 @@ namespace hymba::cpu::HYMBA_ISA {
 template <class T>
 static void run(const RmsNormParams& p) {
   using C = compute_t<T>;
-  constexpr int64_t lanes = kLanes<C>;
-  const int64_t padded = round_up(p.dim, lanes);
+  const int64_t padded = round_up(p.dim, kLanes<C>);
   const int64_t rows_per_item = divide_up(kElementsPerItem, p.dim);
 
   auto worker = [&](WorkQueue& queue) {
@@ -22,10 +21,9 @@ static void run(const RmsNormParams& p) {
         const T* x = static_cast<const T*>(p.x.data) + row_offset(p.x, row);
         T* out = static_cast<T*>(p.out) + row * p.dim;
         const C scale = inverse_rms(x, p.dim, p.eps);
-        for (int64_t d = 0; d < p.dim; d += lanes) {
-          const int64_t n = at_most(p.dim - d, lanes);
+        for_each_vector<C>(p.dim, [&](int64_t d, int64_t n) __attribute__((always_inline)) {
           store_n(out + d, load_n(x + d, n) * scale * load(&weight[d]), n);
-        }
+        });
       }
     }
   };

@@ -30,13 +30,12 @@ template <class T>
 HYMBA_INLINE void rotate_head(const T* x, T* out, const compute_t<T>* cosine, const compute_t<T>* sine,
                               int64_t half) {
   using C = compute_t<T>;
-  for (int64_t d = 0; d < half; d += kLanes<C>) {
-    const int64_t n = at_most(half - d, kLanes<C>);
+  for_each_vector<C>(half, [&](int64_t d, int64_t n) __attribute__((always_inline)) {
     const Vec<C> first = load_n(x + d, n), second = load_n(x + half + d, n);
     const Vec<C> c = load(cosine + d), s = load(sine + d);
     store_n(out + d, first * c - second * s, n);
     store_n(out + half + d, second * c + first * s, n);
-  }
+  });
 }
 
 template <class T>

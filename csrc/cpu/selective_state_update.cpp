@@ -27,7 +27,7 @@ static void run(const SelectiveStateUpdateParams& p) {
         zero_output<T>(in, b, channel);
         continue;
       }
-      block.set_channels(channel);
+      block.set_channels(channel, at_most(kBlockChannels, in.channels - channel));
       block.load_state(token_row<const C>(p.state, slot_in(p.slots, b), 0), p.state.token_stride);
       block.walk_tokens(b, 0, in.tokens);
       block.store_state(token_row<C>(p.state, slot_out(p.slots, b), 0), p.state.token_stride);

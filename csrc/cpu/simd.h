@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -68,6 +70,21 @@ HYMBA_INLINE Vec<double> multiply_add(Vec<double> a, Vec<double> b, Vec<double> 
 #else
   return a * b + c;
 #endif
+}
+
+// Lane i of the result is lane Index::of(i) of a, or of b where that is kLanes<C> and more.
+template <class C, class Index, int... kLane>
+HYMBA_INLINE Vec<C> shuffle(Vec<C> a, Vec<C> b, std::integer_sequence<int, kLane...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, Index::of(kLane)...);
+#else
+  using Int = std::conditional_t<sizeof(C) == 4, int32_t, int64_t>;
+  return __builtin_shuffle(a, b, Vec<Int>{Index::of(kLane)...});
+#endif
+}
+template <class C, class Index>
+HYMBA_INLINE Vec<C> shuffle(Vec<C> a, Vec<C> b) {
+  return shuffle<C, Index>(a, b, std::make_integer_sequence<int, kLanes<C>>{});
 }
 
 template <class V>
@@ -155,9 +172,8 @@ HYMBA_INLINE FloatVec load(const bfloat16* p) {
 HYMBA_INLINE void store(bfloat16* p, FloatVec v) {
   UIntVec u;
   memcpy(&u, &v, sizeof u);
-  const UIntVec rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  const UIntVec quiet = (u >> 16) | 0x40u;
-  const HalfVec h = __builtin_convertvector((u & 0x7fffffffu) > 0x7f800000u ? quiet : rounded, HalfVec);
+  const UIntVec rounded = u + 0x7fffu + ((u >> 16) & 1u);
+  const HalfVec h = __builtin_convertvector((v != v ? u | 0x400000u : rounded) >> 16, HalfVec);
   memcpy(p, &h, sizeof h);
 }
 
@@ -275,11 +291,39 @@ HYMBA_INLINE Vec<double> exp(Vec<double> x) {
   return map_lanes(x, [](double v) { return ::exp(v); });
 }
 
+// e^-|x|, relative error below 2e-7; 0 where it would be subnormal. NaN gives anything: callers let it
+// through.
+HYMBA_INLINE FloatVec exp_minus_abs(FloatVec x) {
+  constexpr float kLog2e = 1.44269504089f, kRound = 12582912.0f, kSmallest = 87.3f;
+  constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+  IntVec bits, exponent;
+  memcpy(&bits, &x, sizeof bits);
+  bits &= 0x7fffffff;
+  FloatVec a;
+  memcpy(&a, &bits, sizeof a);
+  const FloatVec shifted = a * -kLog2e + kRound, n = shifted - kRound;
+  const FloatVec r = (-a - n * kLn2High) - n * kLn2Low;
+  // Minimax polynomial of e^r on [-ln 2 / 2, ln 2 / 2] that begins like the series, relative error 1.1e-7.
+  FloatVec p = broadcast(8.31252e-3f);
+  p = p * r + 4.189016e-2f;
+  p = p * r + 0.16667115f;
+  p = p * r + 0.49999231f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  memcpy(&bits, &p, sizeof bits);
+  memcpy(&exponent, &shifted, sizeof exponent);
+  bits += exponent << 23;  // the sum's low bits are n: p * 2^n
+  memcpy(&p, &bits, sizeof p);
+  return a > kSmallest ? FloatVec{} : p;
+}
+HYMBA_INLINE Vec<double> exp_minus_abs(Vec<double> x) {
+  return map_lanes(x, [](double v) { return ::exp(v > 0 ? -v : v); });
+}
+
 // log(1 + e^x) = max(x, 0) + log1p(u), u = e^-|x|, and log1p(u) = 2 atanh(u / (2 + u)): no cancellation
 // anywhere, so small results keep their relative precision.
 HYMBA_INLINE FloatVec softplus(FloatVec x) {
-  const FloatVec zero = {};
-  const FloatVec u = exp(x > zero ? -x : x);
+  const FloatVec u = exp_minus_abs(x);
   const FloatVec t = u / (u + 2.0f);
   const FloatVec s = t * t;
   FloatVec p = broadcast(0.281915472234f);
@@ -287,16 +331,17 @@ HYMBA_INLINE FloatVec softplus(FloatVec x) {
   p = p * s + 0.400251143238f;
   p = p * s + 0.666663101449f;
   p = p * s + 2.0f;
-  return (x < zero ? zero : x) + t * p;
+  return (x < 0.0f ? FloatVec{} : x) + t * p;
 }
 HYMBA_INLINE Vec<double> softplus(Vec<double> x) {
   return map_lanes(x, [](double v) { return (v > 0 ? v : 0) + ::log1p(::exp(v > 0 ? -v : v)); });
 }
 
-// x * sigmoid(x)
+// x * sigmoid(x), with e^-|x| on either side of 0 so that nothing overflows
 template <class V>
 HYMBA_INLINE V silu(V x) {
-  return x / (exp(-x) + 1);
+  const V u = exp_minus_abs(x);
+  return (x < 0 ? x * u : x) / (u + 1);
 }
 
 }  // namespace hymba::cpu::HYMBA_ISA

@@ -1,157 +1,96 @@
-// Rows of a matrix to a panel: a transposition in registers, four elements of each row at a time.
+// Transposition of small matrices in registers: parameters and states are [channels, n] in memory, kernels
+// want a vector of channels per n.
 #pragma once
-#include <utility>
-
 #include "cpu/kernel.h"
 
 namespace hymba::cpu::HYMBA_ISA {
 
-// kLanes rows of a matrix.
-template <class T>
-struct RowPointers {
-  const T* row[kLanes<compute_t<T>>];
-
-  RowPointers() = default;
-  // Rows first .. of `count` rows, `stride` elements apart. Rows that do not exist repeat the last one.
-  HYMBA_INLINE_MEMBER RowPointers(const T* rows, int64_t stride, int64_t first, int64_t count) {
-    for (int64_t r = 0; r < kLanes<compute_t<T>>; ++r) row[r] = rows + at_most(first + r, count - 1) * stride;
-  }
-};
-
-// Columns that a transposition yields at once: four 32-bit words of each row. A word of bfloat16 holds two.
-template <class T>
-constexpr int64_t kColumns = std::is_same_v<T, bfloat16> ? 8 : 4;
-
-// Four words of each of the rows r, r + 4, r + 8 .., from element i on, as one vector. Assembled in
-// registers: going through memory would stall on narrow stores before a wide load.
-template <class T>  // float, bfloat16 (as bits)
-HYMBA_INLINE FloatVec load_words(const RowPointers<T>& rows, int64_t r, int64_t i) {
-  const auto words = [&](int64_t q) __attribute__((always_inline)) {
-    return reinterpret_cast<const float*>(rows.row[r + 4 * q] + i);
-  };
-#if defined(__AVX512F__)
-  const __m256 low =
-      _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(words(0))), _mm_loadu_ps(words(1)), 1);
-  const __m256 high =
-      _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(words(2))), _mm_loadu_ps(words(3)), 1);
-  return (FloatVec)_mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
-#elif defined(__AVX2__)
-  return (FloatVec)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(words(0))),
-                                        _mm_loadu_ps(words(1)), 1);
-#else
-  return load(words(0));
-#endif
-}
-HYMBA_INLINE FloatVec load_words(const RowPointers<float16>& rows, int64_t r, int64_t i) {
-#if defined(__AVX2__)
-  const auto two = [&](int64_t q) __attribute__((always_inline)) {
-    return _mm_unpacklo_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(rows.row[r + 4 * q] + i)),
-                              _mm_loadl_epi64(reinterpret_cast<const __m128i*>(rows.row[r + 4 * q + 4] + i)));
-  };
-#if defined(__AVX512F__)
-  return widen(float16{}, (HalfVec)_mm256_set_m128i(two(2), two(0)));
-#else
-  return widen(float16{}, (HalfVec)two(0));
-#endif
-#else
-  return load(rows.row[r] + i);
-#endif
-}
-
-// Lane i of the result is lane kIndex(i) of a, or of b where kIndex(i) is kLanes<float> and more.
-template <class Index, int... kLane>
-HYMBA_INLINE FloatVec shuffle(FloatVec a, FloatVec b, std::integer_sequence<int, kLane...>) {
-#if defined(__clang__)
-  return __builtin_shufflevector(a, b, Index::of(kLane)...);
-#else
-  return __builtin_shuffle(a, b, IntVec{Index::of(kLane)...});
-#endif
-}
-
-// Interleaves the lower (kHalf 0) or upper (1) halves of a's and b's groups of four lanes, kUnit lanes at a
-// time.
-template <int kUnit, int kHalf>
+// One step of a transposition: lane i of the result is lane kFirst + i / 2 of a (even i) or of b (odd i).
+template <class C, int kFirst>
 struct InterleaveIndex {
-  static constexpr int of(int lane) {
-    const int group = lane / 4 * 4, place = lane % 4;
-    const int from_b = place / kUnit % 2, unit = place / (2 * kUnit);
-    return group + 2 * kHalf + unit * kUnit + place % kUnit + from_b * kLanes<float>;
-  }
+  static constexpr int of(int lane) { return kFirst + lane / 2 + lane % 2 * kLanes<C>; }
 };
-template <int kUnit, int kHalf>
-HYMBA_INLINE FloatVec interleave(FloatVec a, FloatVec b) {
-  return shuffle<InterleaveIndex<kUnit, kHalf>>(a, b, std::make_integer_sequence<int, kLanes<float>>{});
+template <class C, int kFirst>
+HYMBA_INLINE Vec<C> interleave(Vec<C> a, Vec<C> b) {
+  return shuffle<C, InterleaveIndex<C, kFirst>>(a, b);
 }
 
-// Elements i .. i + kColumns - 1 of all rows: column[j] holds element i + j, a lane for each row.
-template <class T>
-HYMBA_INLINE void load_columns(const RowPointers<T>& rows, int64_t i,
-                               Vec<compute_t<T>> (&column)[kColumns<T>]) {
-  if constexpr (std::is_same_v<T, double>) {  // for checks only
-    for (int64_t j = 0; j < 4; ++j)
-      for (int64_t r = 0; r < kLanes<double>; ++r) column[j][r] = rows.row[r][i + j];
-  } else {
-    const FloatVec v0 = load_words(rows, 0, i), v1 = load_words(rows, 1, i), v2 = load_words(rows, 2, i),
-                   v3 = load_words(rows, 3, i);
-    const FloatVec low01 = interleave<1, 0>(v0, v1), high01 = interleave<1, 1>(v0, v1);
-    const FloatVec low23 = interleave<1, 0>(v2, v3), high23 = interleave<1, 1>(v2, v3);
-    const FloatVec words[4] = {interleave<2, 0>(low01, low23), interleave<2, 1>(low01, low23),
-                               interleave<2, 0>(high01, high23), interleave<2, 1>(high01, high23)};
+// Row r, lane l <-> row l, lane r. Each of the log2(kLanes) shuffles rotates the bits of (row, lane) by one.
+template <class C>
+HYMBA_INLINE void transpose_tile(Vec<C> (&rows)[kLanes<C>]) {
+  constexpr int lanes = kLanes<C>;
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-      if constexpr (std::is_same_v<T, bfloat16>) {  // the element with the lower address is the lower half
-        UIntVec bits;
-        memcpy(&bits, &words[j], sizeof bits);
-        const UIntVec even = bits << 16, odd = bits & 0xffff0000u;
-        memcpy(&column[2 * j], &even, sizeof even);
-        memcpy(&column[2 * j + 1], &odd, sizeof odd);
-      } else {
-        column[j] = words[j];
-      }
+  for (int step = 1; step < lanes; step *= 2) {
+    Vec<C> shuffled[lanes];
+#pragma GCC unroll 8
+    for (int i = 0; i < lanes / 2; ++i) {
+      shuffled[2 * i] = interleave<C, 0>(rows[i], rows[i + lanes / 2]);
+      shuffled[2 * i + 1] = interleave<C, lanes / 2>(rows[i], rows[i + lanes / 2]);
     }
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i) rows[i] = shuffled[i];
   }
 }
-// The same of a single element.
-template <class T>
-HYMBA_INLINE Vec<compute_t<T>> load_column(const RowPointers<T>& rows, int64_t i) {
-  Vec<compute_t<T>> column;
-  for (int64_t r = 0; r < kLanes<compute_t<T>>; ++r) column[r] = to_compute(rows.row[r][i]);
-  return column;
-}
 
-// A vector of a panel: out[i * out_stride + r] = rows[r][begin + i] for i < depth.
-template <class T>
-HYMBA_INLINE void pack_columns(const RowPointers<T>& rows, int64_t begin, int64_t depth, compute_t<T>* out,
-                               int64_t out_stride) {
-  int64_t i = 0;
-  for (; i + kColumns<T> <= depth; i += kColumns<T>) {
-    Vec<compute_t<T>> column[kColumns<T>];
-    load_columns(rows, begin + i, column);
-    for (int64_t j = 0; j < kColumns<T>; ++j) store(out + (i + j) * out_stride, column[j]);
+// load_n of values whose type may be float where the arithmetic is double.
+template <class C, class S>
+HYMBA_INLINE Vec<C> load_converted(const S* p, int64_t n) {
+  if constexpr (std::is_same_v<compute_t<S>, C>) {
+    return load_n(p, n);
+  } else {
+    C lanes[kLanes<C>] = {};
+    for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
+    return load(lanes);
   }
-  for (; i < depth; ++i) store(out + i * out_stride, load_column(rows, begin + i));
 }
 
-// A tile of rows: out[i * count + r] = scale * rows[r][begin + i] for r < count and i < depth. Row r is
-// rows[r / kLanes].row[r % kLanes]; the last vector's pointers beyond `count` must be readable too.
-template <int64_t kMostVectors, class T>
-HYMBA_INLINE void pack_rows(const RowPointers<T> (&rows)[kMostVectors], int64_t count, int64_t begin,
-                            int64_t depth, compute_t<T>* out, compute_t<T> scale) {
-  using C = compute_t<T>;
+// `count` rows of `columns` values, `stride` apart: tile[n] holds value first + n of the first kLanes rows,
+// 0 for rows that do not exist and anything for columns that do not.
+template <class C, class S>
+HYMBA_INLINE void load_tile(Vec<C> (&tile)[kLanes<C>], const S* rows, int64_t stride, int64_t count,
+                            int64_t first, int64_t columns) {
+#pragma GCC unroll 16
+  for (int64_t r = 0; r < kLanes<C>; ++r) {
+    // A short row is read as a whole vector where the rows after it lie behind.
+    const int64_t readable = (count - 1 - r) * stride + columns - first;
+    tile[r] =
+        r < count ? load_converted<C>(rows + r * stride + first, at_most(readable, kLanes<C>)) : Vec<C>{};
+  }
+  transpose_tile<C>(tile);
+}
+
+// out[n * out_stride + r] = rows[r * stride + n]: whole vectors of r, zero from `count` on.
+template <class C, class S>
+HYMBA_INLINE void transpose_in(C* out, int64_t out_stride, const S* rows, int64_t stride, int64_t count,
+                               int64_t columns) {
   constexpr int64_t lanes = kLanes<C>;
-  const int64_t vectors = divide_up(count, lanes);
-  int64_t i = 0;
-  // Whole vectors are stored; what lies beyond `count` is overwritten by the next element.
-  for (; i + kColumns<T> <= depth && (i + kColumns<T> - 1) * count + vectors * lanes <= depth * count;
-       i += kColumns<T>) {
-    Vec<C> column[kMostVectors][kColumns<T>];
-    for (int64_t v = 0; v < vectors; ++v) load_columns(rows[v], begin + i, column[v]);
-    for (int64_t j = 0; j < kColumns<T>; ++j)
-      for (int64_t v = 0; v < vectors; ++v) store(out + (i + j) * count + v * lanes, column[v][j] * scale);
-  }
-  for (; i < depth; ++i)
-    for (int64_t r = 0; r < count; ++r)
-      out[i * count + r] = to_compute(rows[r / lanes].row[r % lanes][begin + i]) * scale;
+  for (int64_t r = 0; r < count; r += lanes)
+    for (int64_t n = 0; n < columns; n += lanes) {
+      Vec<C> tile[lanes];
+      load_tile<C>(tile, rows + r * stride, stride, count - r, n, columns);
+      const int64_t valid = at_most(columns - n, lanes);
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; ++i)
+        if (i < valid) store(out + (n + i) * out_stride + r, tile[i]);
+    }
+}
+
+// rows[r * stride + n] = in[n * in_stride + r] for r < count.
+template <class C>
+HYMBA_INLINE void transpose_out(C* rows, int64_t stride, const C* in, int64_t in_stride, int64_t count,
+                                int64_t columns) {
+  constexpr int64_t lanes = kLanes<C>;
+  for (int64_t r = 0; r < count; r += lanes)
+    for (int64_t n = 0; n < columns; n += lanes) {
+      Vec<C> tile[lanes];
+      const int64_t valid = at_most(columns - n, lanes);
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; ++i) tile[i] = i < valid ? load(in + (n + i) * in_stride + r) : Vec<C>{};
+      transpose_tile<C>(tile);
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; ++i)
+        if (r + i < count) store_n(rows + (r + i) * stride + n, tile[i], valid);
+    }
 }
 
 }  // namespace hymba::cpu::HYMBA_ISA
