@@ -26,7 +26,7 @@ def part_calls(
     """
     mixer, plain_mixer = ours.mamba, theirs.mamba
     normed = ours.input_layernorm(hidden)
-    q, k, v, x, z = mixer.in_proj(normed).split(mixer._in_proj_sizes(), dim=-1)
+    q, k, v, x, z = mixer.in_proj(normed).split(mixer.in_proj_sizes(), dim=-1)
     q, k = q.unflatten(-1, (-1, config.head_dim)), k.unflatten(-1, (-1, config.head_dim))
     v = v.unflatten(-1, (-1, config.value_head_dim))
     positions = torch.arange(hidden.shape[1], dtype=torch.int32, device=hidden.device)
@@ -90,7 +90,7 @@ def flex_attention_call(config: HymbaConfig, layer: int, q: Tensor, k: Tensor, v
 def attention_inputs(ours: nn.Module, config: HymbaConfig, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """q and k after RoPE, and v, as the layer's attention gets them."""
     mixer = ours.mamba
-    q, k, v, _, _ = mixer.in_proj(ours.input_layernorm(hidden)).split(mixer._in_proj_sizes(), dim=-1)
+    q, k, v, _, _ = mixer.in_proj(ours.input_layernorm(hidden)).split(mixer.in_proj_sizes(), dim=-1)
     positions = torch.arange(hidden.shape[1], dtype=torch.int32, device=hidden.device)
     q, k = (hymba_ops.rotary(heads.unflatten(-1, (-1, config.head_dim)), positions, mixer.inv_freq) for heads in (q, k))
     return q, k, v.unflatten(-1, (-1, config.value_head_dim))

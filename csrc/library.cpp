@@ -42,8 +42,8 @@ STABLE_TORCH_LIBRARY(hymba_ops, m) {
   m.def("norm_average(Tensor attn, Tensor ssm, Tensor attn_weight, Tensor ssm_weight, float eps) -> Tensor");
   m.def(
       "norm_average_project(Tensor attn, Tensor ssm, Tensor attn_weight, Tensor ssm_weight, Tensor "
-      "proj_weight, "
-      "float eps) -> Tensor");
+      "proj_weight, Tensor? "
+      "bias, Tensor? residual, float eps) -> Tensor");
 
   // Projections and MLP.
   m.def("linear(Tensor x, Tensor weight, Tensor? bias, Tensor? residual) -> Tensor");

@@ -144,9 +144,20 @@ def _norm_average(attn: Tensor, ssm: Tensor, attn_weight: Tensor, ssm_weight: Te
 
 @_fake("norm_average_project")
 def _norm_average_project(
-    attn: Tensor, ssm: Tensor, attn_weight: Tensor, ssm_weight: Tensor, proj_weight: Tensor, eps: float
-) -> Tensor:
+    attn: Tensor, ssm: Tensor, attn_weight: Tensor, ssm_weight: Tensor, proj_weight: Tensor, bias: Tensor | None,
+    residual: Tensor | None, eps: float,
+) -> Tensor:  # fmt: skip
     return attn.new_empty((*attn.shape[:-1], proj_weight.shape[0]))
+
+
+@_fake("linear")
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+@_fake("gated_linear")
+def _gated_linear(x: Tensor, gate_weight: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
 @_fake("_exp2_sum")
@@ -163,6 +174,45 @@ def _backward_missing(name: str) -> Callable[..., Any]:
 
     return backward
 
+
+def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, _, _ = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    needs_x, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad
+    rows = grad.flatten(0, -2) if grad.dim() > 1 else grad.unsqueeze(0)
+    return (
+        grad @ weight if needs_x else None,
+        rows.T @ x.reshape(rows.shape[0], -1) if needs_weight else None,
+        rows.sum(0) if needs_bias else None,
+        grad if needs_residual else None,
+    )
+
+
+def _gated_linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gated_linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """With s = sigmoid(g): d/dg of g s is s (1 + g (1 - s)). Gate and up are computed again, not kept."""
+    x, gate_weight, weight = ctx.saved_tensors
+    rows, grads = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+    gate, up = rows @ gate_weight.T, rows @ weight.T
+    sigmoid = gate.sigmoid()
+    up_grad, gate_grad = grads * gate * sigmoid, grads * up * sigmoid * (1 + gate * (1 - sigmoid))
+    needs_x, needs_gate, needs_weight = ctx.needs_input_grad
+    return (
+        (gate_grad @ gate_weight + up_grad @ weight).view_as(x) if needs_x else None,
+        gate_grad.T @ rows if needs_gate else None,
+        up_grad.T @ rows if needs_weight else None,
+    )
+
+
+torch.library.register_autograd("hymba_ops::linear", _linear_backward, setup_context=_linear_setup)
+torch.library.register_autograd("hymba_ops::gated_linear", _gated_linear_backward, setup_context=_gated_linear_setup)
 
 for _name in (
     "attention",

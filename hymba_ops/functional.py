@@ -229,18 +229,58 @@ def norm_average(attn: Tensor, ssm: Tensor, attn_weight: Tensor, ssm_weight: Ten
 
 
 def norm_average_project(
-    attn: Tensor, ssm: Tensor, attn_weight: Tensor, ssm_weight: Tensor, proj_weight: Tensor, *, eps: float = 1e-6
+    attn: Tensor,
+    ssm: Tensor,
+    attn_weight: Tensor,
+    ssm_weight: Tensor,
+    proj_weight: Tensor,
+    *,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    eps: float = 1e-6,
 ) -> Tensor:
-    """`norm_average`, then the output projection: norm_average(...) @ proj_weight.T.
+    """`norm_average`, then the output projection: norm_average(...) @ proj_weight.T + bias + residual.
 
     Args:
         attn, ssm, attn_weight, ssm_weight: as in `norm_average`.
         proj_weight: [O, D], attn's dtype.
+        bias, residual: as in `linear`.
 
     Returns:
         [..., O], attn's dtype.
     """
-    return _ops.call("norm_average_project", attn, ssm, attn_weight, ssm_weight, proj_weight, eps)
+    return _ops.call("norm_average_project", attn, ssm, attn_weight, ssm_weight, proj_weight, bias, residual, eps)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, residual: Tensor | None = None) -> Tensor:
+    """x @ weight.T + bias + residual, summed in float32 (float64 for float64).
+
+    Where the kernels' own product is used (docs/cpu_linear.md says where), a row of the result depends on no other row:
+    the same bits alone and in any batch.
+
+    Args:
+        x: [..., K], 1 to 4 dimensions.
+        weight: [O, K], x's dtype.
+        bias: [O] or None, x's dtype.
+        residual: [..., O] or None, x's dtype.
+
+    Returns:
+        [..., O], x's dtype.
+    """
+    return _ops.call("linear", x, weight, bias, residual)
+
+
+def gated_linear(x: Tensor, gate_weight: Tensor, weight: Tensor) -> Tensor:
+    """silu(x @ gate_weight.T) * (x @ weight.T): the first half of a gated MLP (SwiGLU, arXiv 2002.05202, equation 6).
+
+    Args:
+        x: [..., K], 1 to 4 dimensions.
+        gate_weight, weight: [O, K], x's dtype.
+
+    Returns:
+        [..., O], x's dtype.
+    """
+    return _ops.call("gated_linear", x, gate_weight, weight)
 
 
 def _is_silu(op: str, activation: str | None) -> bool:

@@ -23,7 +23,9 @@ from hymba_ops._inputs import (
     source_rows,
 )
 from hymba_ops.config import HymbaConfig
-from hymba_ops.modules import HymbaLayer, KeysValues, default_positions
+from hymba_ops.linear import Linear
+from hymba_ops.mixer_call import KeysValues, default_positions
+from hymba_ops.modules import HymbaLayer
 from hymba_ops.norms import RMSNorm
 
 _LAYER_KINDS = {"h": HymbaLayer}  # by the config's layer_type
@@ -154,7 +156,7 @@ class HymbaForCausalLM(nn.Module):
         self.config = config
         self.model = HymbaModel(config, device=device, dtype=dtype)
         head_device = "meta" if config.tie_word_embeddings else device
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, device=head_device, dtype=dtype)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False, device=head_device, dtype=dtype)
         nn.init.normal_(self.lm_head.weight, std=config.initializer_range)
         self._tie()
         self.register_load_state_dict_pre_hook(_add_tied_head)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from hymba_ops import functional
 from hymba_ops.config import HymbaConfig
+from hymba_ops.linear import Linear, project, under_autocast
+from hymba_ops.mixer_call import KeysValues, MixerCall, MixerState
 from hymba_ops.norms import HeadNorms, RMSNorm
-
-KeysValues = tuple[Tensor, Tensor]  # [B, S, Hkv, Dk] after RoPE, [B, S, Hkv, Dv]
-MixerState = tuple[Tensor, Tensor]  # conv state [B or n, K - 1, C], SSM state [B or n, C, N]
+from hymba_ops.pieces import Piece
 
 _DT_RANGE = (1e-3, 1e-1)  # of softplus(dt bias) at initialisation: Mamba (arXiv 2312.00752), section 3.6
 
@@ -58,11 +58,11 @@ class HybridMixer(nn.Module):
 
         self.pre_avg_layernorm1 = norm(inner)
         self.pre_avg_layernorm2 = norm(inner)
-        self.in_proj = nn.Linear(config.hidden_size, sum(self._in_proj_sizes()), config.mamba_proj_bias, **factory)
-        self.out_proj = nn.Linear(inner, config.hidden_size, config.mamba_proj_bias, **factory)
+        self.in_proj = Linear(config.hidden_size, sum(self.in_proj_sizes()), config.mamba_proj_bias, **factory)
+        self.out_proj = Linear(inner, config.hidden_size, config.mamba_proj_bias, **factory)
         self.conv1d = nn.Conv1d(inner, inner, config.mamba_d_conv, groups=inner, bias=config.mamba_conv_bias, **factory)
-        self.x_proj = nn.ModuleList([nn.Linear(inner, dt_rank + 2 * states, bias=False, **factory)])
-        self.dt_proj = nn.ModuleList([nn.Linear(dt_rank, inner, **factory)])
+        self.x_proj = nn.ModuleList([Linear(inner, dt_rank + 2 * states, bias=False, **factory)])
+        self.dt_proj = nn.ModuleList([Linear(dt_rank, inner, **factory)])
         self.A_log = nn.ParameterList([nn.Parameter(torch.empty(inner, states, **factory))])
         self.D = nn.ParameterList([nn.Parameter(torch.empty(inner, **factory))])
         if config.mamba_inner_layernorms:
@@ -74,7 +74,7 @@ class HybridMixer(nn.Module):
         self.register_buffer("inv_freq", self._frequencies(torch.device("cpu")), persistent=False)
         self.reset_parameters()
 
-    def _in_proj_sizes(self) -> list[int]:
+    def in_proj_sizes(self) -> list[int]:
         """Rows of in_proj in order: q, k, v (k and v none in a layer that borrows them), SSM input, gate."""
         config = self.config
         kv_heads = 0 if self.borrows_kv else config.num_key_value_heads
@@ -140,57 +140,43 @@ class HybridMixer(nn.Module):
             The output [B, T, hidden_size]; the keys [B, S, Hkv, Dk] after RoPE and values [B, S, Hkv, Dv] that were
             attended to; the final states, in initial_state's form.
         """
-        self._check(hidden, cu_seqlens, kv, initial_state)
-        q, k, v, x, z = self.in_proj(hidden).split(self._in_proj_sizes(), dim=-1)
-        attn, kv = self.attention_branch(q, k, v, positions, cu_seqlens, kv)
-        ssm, state = self.ssm_branch(x, z, cu_seqlens, initial_state)
-        return self.join(attn, ssm), kv, state
+        call = MixerCall(self, hidden, positions, cu_seqlens, kv, initial_state)
+        return call.over_pieces(hidden, call.mix), *call.results()
 
-    def attention_branch(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        positions: Tensor | None,
-        cu_seqlens: Tensor | None,
-        kv: KeysValues | None,
-    ) -> tuple[Tensor, KeysValues]:
-        """Slices q, k, v of in_proj's output [B, T, heads * dim] to ([B, T, inner_size], (keys, values))."""
-        config = self.config
-        q = q.unflatten(-1, (-1, config.head_dim))
-        earlier = 0 if kv is None else kv[0].shape[1]
-        if self.borrows_kv:
-            earlier -= q.shape[1]  # kv holds this call's tokens too
-        else:
-            k = k.unflatten(-1, (-1, config.head_dim))
-            v = v.unflatten(-1, (-1, config.value_head_dim))
-        if positions is None:
-            positions = default_positions(q.shape[1], cu_seqlens, q.device, start=earlier)
-
-        q = self._norm_and_rotate("q_norm", q, positions)
-        if not self.borrows_kv:
-            k = self._norm_and_rotate("k_norm", k, positions)
-            kv = (k, v) if kv is None else (torch.cat([kv[0], k], dim=1), torch.cat([kv[1], v], dim=1))
-        assert kv is not None  # `_check` refuses a layer that borrows and gets none
+    def attention_branch(self, q: Tensor, keys: Tensor, values: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+        """q [B, T, heads, head_dim] after RoPE on keys and values [B, S, KV heads, dim], to [B, T, inner_size]."""
         out = functional.attention(
             q,
-            *kv,
+            keys,
+            values,
             window=self.window,
-            num_meta=config.num_memory_tokens,
-            scale=config.attention_scale,
+            num_meta=self.config.num_memory_tokens,
+            scale=self.config.attention_scale,
             cu_seqlens=cu_seqlens,
         )
-        return cast(Tensor, out).flatten(-2), kv
+        return cast(Tensor, out).flatten(-2)
 
-    def _norm_and_rotate(self, norm: str, heads: Tensor, positions: Tensor) -> Tensor:
+    def norm_and_rotate(self, norm: str, x: Tensor, positions: Tensor) -> Tensor:
+        """Slice q or k of in_proj's output to [B, T, heads, head_dim], with the config's norm and RoPE."""
+        heads = x.unflatten(-1, (-1, self.config.head_dim))
         if self.config.kq_norm != "none":
             heads = getattr(self.self_attn, norm)(heads)
         if self.inv_freq is None:
             return heads
         return functional.rotary(heads, positions, self.inv_freq.to(heads.device))
 
+    def scan_parameters(self) -> tuple[Tensor, Tensor, Tensor]:
+        """A [C, N], D [C] and dt bias [C] as the scan takes them."""
+        dt_bias = cast(nn.Linear, self.dt_proj[0]).bias
+        return -torch.exp(_at_least_float32(self.A_log[0])), _at_least_float32(self.D[0]), _at_least_float32(dt_bias)
+
     def ssm_branch(
-        self, x: Tensor, z: Tensor, cu_seqlens: Tensor | None, initial_state: MixerState | None
+        self,
+        x: Tensor,
+        z: Tensor,
+        scan_parameters: tuple[Tensor, Tensor, Tensor],
+        cu_seqlens: Tensor | None,
+        initial_state: MixerState | None,
     ) -> tuple[Tensor, MixerState]:
         """Slices x and gate z of in_proj's output [B, T, inner_size] to the gated scan's output and final states."""
         config = self.config
@@ -204,38 +190,41 @@ class HybridMixer(nn.Module):
             cu_seqlens=cu_seqlens,
         )
         sizes = [config.dt_rank, config.mamba_d_state, config.mamba_d_state]
-        dt_proj = cast(nn.Linear, self.dt_proj[0])
         dt, B, C = self.x_proj[0](u).split(sizes, dim=-1)
         if config.mamba_inner_layernorms:
             dt, B, C = self.dt_layernorm(dt), self.B_layernorm(B), self.C_layernorm(C)
+        A, D, dt_bias = scan_parameters
         y, ssm_state = functional.selective_scan(
             u,
-            nn.functional.linear(dt, dt_proj.weight),
-            -torch.exp(_at_least_float32(self.A_log[0])),
+            project(dt, cast(nn.Linear, self.dt_proj[0]).weight),
+            A,
             B,
             C,
-            _at_least_float32(self.D[0]),
+            D,
             z,
-            dt_bias=_at_least_float32(dt_proj.bias),
+            dt_bias=dt_bias,
             initial_state=ssm_state,
             return_final_state=True,
             cu_seqlens=cu_seqlens,
         )
         return y, (conv_state, ssm_state)
 
-    def join(self, attn: Tensor, ssm: Tensor) -> Tensor:
-        """The branches' outputs [B, T, inner_size] to the mixer's [B, T, hidden_size]."""
+    def join(self, attn: Tensor, ssm: Tensor, residual: Tensor | None = None) -> Tensor:
+        """The branches' outputs [B, T, inner_size] to the mixer's [B, T, hidden_size], plus `residual`."""
+        bias, fused = self.out_proj.bias, residual is not None and residual.dtype == attn.dtype
         out = functional.norm_average_project(
             attn,
             ssm,
             self.pre_avg_layernorm1.weight,
             self.pre_avg_layernorm2.weight,
             self.out_proj.weight.to(attn.dtype),
+            bias=None if bias is None else bias.to(attn.dtype),
+            residual=residual if fused else None,
             eps=self.config.rms_norm_eps,
         )
-        return out if self.out_proj.bias is None else out + self.out_proj.bias.to(out.dtype)
+        return out if fused or residual is None else residual + out  # autocast: the residual stream keeps its dtype
 
-    def _check(
+    def check(
         self,
         hidden: Tensor,
         cu_seqlens: Tensor | None,
@@ -261,14 +250,18 @@ class HybridMixer(nn.Module):
         if not self.borrows_kv and kv is not None and cu_seqlens is not None:
             raise ValueError(f"{where}: kv must be None in packed input (cu_seqlens) of a layer that makes its own")
         if kv is not None:
-            self._check_kv(where, hidden, kv)
+            self._check_kv(where, hidden, kv, packed=cu_seqlens is not None)
 
-    def _check_kv(self, where: str, hidden: Tensor, kv: KeysValues) -> None:
+    def _check_kv(self, where: str, hidden: Tensor, kv: KeysValues, *, packed: bool) -> None:
         config, batch = self.config, hidden.shape[0]
         for name, tensor, dim in zip("kv", kv, (config.head_dim, config.value_head_dim), strict=True):
             expected = [batch, kv[0].shape[1] if kv[0].dim() == 4 else "S", config.num_key_value_heads, dim]
             if list(tensor.shape) != expected:
                 raise ValueError(f"{where}: kv's {name} must have shape {expected}, got {list(tensor.shape)}")
+        if self.borrows_kv and kv[0].shape[1] < hidden.shape[1]:
+            raise ValueError(f"{where}: kv must have at least hidden's {hidden.shape[1]} tokens, got {kv[0].shape[1]}")
+        if packed and kv[0].shape[1] != hidden.shape[1]:
+            raise ValueError(f"{where}: kv must have hidden's {hidden.shape[1]} packed rows, got {kv[0].shape[1]}")
 
 
 class HymbaMLP(nn.Module):
@@ -280,17 +273,21 @@ class HymbaMLP(nn.Module):
         super().__init__()
         hidden, inner = config.hidden_size, config.intermediate_size
         factory: dict[str, Any] = {"bias": False, "device": device, "dtype": dtype}
-        self.gate_proj = nn.Linear(hidden, inner, **factory) if config.mlp_hidden_act == "silu" else None
-        self.down_proj = nn.Linear(inner, hidden, **factory)
-        self.up_proj = nn.Linear(hidden, inner, **factory)
+        self.gate_proj = Linear(hidden, inner, **factory) if config.mlp_hidden_act == "silu" else None
+        self.down_proj = Linear(inner, hidden, **factory)
+        self.up_proj = Linear(hidden, inner, **factory)
         for linear in filter(None, (self.gate_proj, self.down_proj, self.up_proj)):
             nn.init.normal_(linear.weight, std=config.initializer_range)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [..., hidden_size]. Returns the same shape."""
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x: [..., hidden_size]; residual: the same, added to the result. Returns the same shape."""
         if self.gate_proj is None:
-            return self.down_proj(nn.functional.relu(self.up_proj(x)).square())
-        return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
+            inner = nn.functional.relu(self.up_proj(x)).square()
+        elif under_autocast(x):
+            inner = nn.functional.silu(self.gate_proj(x)) * self.up_proj(x)
+        else:
+            inner = functional.gated_linear(x, self.gate_proj.weight, self.up_proj.weight)
+        return self.down_proj(inner, residual)
 
 
 class HymbaLayer(nn.Module):
@@ -327,26 +324,16 @@ class HymbaLayer(nn.Module):
         initial_state: MixerState | None = None,
     ) -> tuple[Tensor, KeysValues, MixerState]:
         """Arguments and results as `HybridMixer.forward`'s, on the residual stream."""
-        mixed, kv, state = self.mamba(
-            self.input_layernorm(hidden),
-            positions=positions,
-            cu_seqlens=cu_seqlens,
-            kv=kv,
-            initial_state=initial_state,
-        )
-        hidden = hidden + mixed
-        if self.has_mlp:
-            hidden = hidden + cast(nn.ModuleList, self.moe["experts"])[0](self.pre_moe_layernorm(hidden))
-        return hidden, kv, state
+        call = MixerCall(self.mamba, hidden, positions, cu_seqlens, kv, initial_state)
 
+        def step(piece: Piece, residual: Tensor) -> Tensor:
+            residual = call.mix(piece, self.input_layernorm(residual), residual)
+            if self.has_mlp:
+                mlp = cast(nn.ModuleList, self.moe["experts"])[0]
+                residual = mlp(self.pre_moe_layernorm(residual), residual)
+            return residual
 
-def default_positions(length: int, cu_seqlens: Tensor | None, device: torch.device, start: int = 0) -> Tensor:
-    """int32 [length]: start + arange, or in packed rows each row's distance from its sequence's first row."""
-    rows = torch.arange(length, device=device, dtype=torch.int32)
-    if cu_seqlens is None:
-        return rows + start
-    sequence = torch.searchsorted(cu_seqlens, rows, right=True) - 1
-    return rows - cu_seqlens[sequence]
+        return call.over_pieces(hidden, step), *call.results()
 
 
 def _at_least_float32(t: Tensor) -> Tensor:

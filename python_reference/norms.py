@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from python_reference.linear import linear
+
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-6) -> Tensor:
     """x / sqrt(mean(x^2) + eps) in float32 (float64 for float64), rounded to x's dtype, then times weight.
@@ -25,7 +27,16 @@ def norm_average(attn: Tensor, ssm: Tensor, attn_weight: Tensor, ssm_weight: Ten
 
 
 def norm_average_project(
-    attn: Tensor, ssm: Tensor, attn_weight: Tensor, ssm_weight: Tensor, proj_weight: Tensor, *, eps: float = 1e-6
+    attn: Tensor,
+    ssm: Tensor,
+    attn_weight: Tensor,
+    ssm_weight: Tensor,
+    proj_weight: Tensor,
+    *,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    eps: float = 1e-6,
 ) -> Tensor:
-    """norm_average(...) @ proj_weight.T, with proj_weight [O, D]. Returns [..., O] in attn's dtype."""
-    return norm_average(attn, ssm, attn_weight, ssm_weight, eps=eps) @ proj_weight.T
+    """norm_average(...) @ proj_weight.T + bias + residual; proj_weight [O, D]. Returns [..., O] in attn's dtype."""
+    averaged = norm_average(attn, ssm, attn_weight, ssm_weight, eps=eps)
+    return linear(averaged, proj_weight, bias, residual=residual)

@@ -65,9 +65,8 @@ static void library_epilogue(const Tensor& out, const OptionalTensor& gate, cons
   launch(out, params, cpu::linear_epilogue);
 }
 
-Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-              const OptionalTensor& residual) {
-  const Check check("linear");
+Tensor checked_linear(const Check& check, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                      const OptionalTensor& residual) {
   const Tensor out = new_output(check, x, weight);
   if (bias) {
     check.same_type("bias", *bias, "x", x);
@@ -89,6 +88,11 @@ Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
   if (residual) params.residual = row_view(*residual);
   cpu::linear(params);
   return out;
+}
+
+Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+              const OptionalTensor& residual) {
+  return checked_linear(Check("linear"), x, weight, bias, residual);
 }
 
 Tensor gated_linear(const Tensor& x, const Tensor& gate_weight, const Tensor& weight) {

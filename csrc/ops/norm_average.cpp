@@ -1,7 +1,5 @@
 #include "ops/norm_average.h"
 
-#include <vector>
-
 #include "core/launch.h"
 #include "ops/ops.h"
 
@@ -42,22 +40,15 @@ Tensor norm_average(const Tensor& attn, const Tensor& ssm, const Tensor& attn_we
 }
 
 Tensor norm_average_project(const Tensor& attn, const Tensor& ssm, const Tensor& attn_weight,
-                            const Tensor& ssm_weight, const Tensor& proj_weight, double eps) {
+                            const Tensor& ssm_weight, const Tensor& proj_weight, const OptionalTensor& bias,
+                            const OptionalTensor& residual, double eps) {
   const Check check("norm_average_project");
   check.floating("attn", attn);
   check.rank_between("attn", attn, 1, 4);
   check.same_type("proj_weight", proj_weight, "attn", attn);
   check.shape("proj_weight", proj_weight, "[O, D]", {kAnySize, attn.size(attn.dim() - 1)});
   const Tensor averaged = norm_average(attn, ssm, attn_weight, ssm_weight, eps);
-
-  std::vector<int64_t> out_sizes(attn.sizes().begin(), attn.sizes().end());
-  const int64_t dim = out_sizes.back(), outputs = proj_weight.size(0);
-  out_sizes.back() = outputs;
-  const Tensor out = torch::stable::new_empty(attn, out_sizes);
-  const int64_t rows = averaged.numel() / dim;
-  linear_out(torch::stable::view(out, {rows, outputs}), torch::stable::view(averaged, {rows, dim}),
-             proj_weight);
-  return out;
+  return checked_linear(check, averaged, proj_weight, bias, residual);
 }
 
 }  // namespace hymba

@@ -35,10 +35,14 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps);
 Tensor norm_average(const Tensor& attn, const Tensor& ssm, const Tensor& attn_weight,
                     const Tensor& ssm_weight, double eps);
 Tensor norm_average_project(const Tensor& attn, const Tensor& ssm, const Tensor& attn_weight,
-                            const Tensor& ssm_weight, const Tensor& proj_weight, double eps);
+                            const Tensor& ssm_weight, const Tensor& proj_weight, const OptionalTensor& bias,
+                            const OptionalTensor& residual, double eps);
 
 Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
               const OptionalTensor& residual);
+// What linear does, for other ops to end with: `check` names the op in errors.
+Tensor checked_linear(const Check& check, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                      const OptionalTensor& residual);
 Tensor gated_linear(const Tensor& x, const Tensor& gate_weight, const Tensor& weight);
 
 Tensor exp2_sum(const Tensor& x, int64_t repeats);
