@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,14 +35,16 @@ def part_calls(
     mask = {"window": config.window(layer), "num_meta": config.num_memory_tokens, "scale": config.attention_scale}
     taps, bias = mixer.conv1d.weight[:, 0], mixer.conv1d.bias
     u = hymba_ops.causal_conv1d(x, taps, bias)
-    scan_args, scan_kwargs = _scan_inputs(mixer, config, u, z)
+    scan_args, scan_kwargs = _scan_inputs(mixer, config, u, z, hymba_ops.linear)
     attn = hymba_ops.attention(*turned, v, **mask).flatten(-2)
     ssm = hymba_ops.selective_scan(*scan_args, **scan_kwargs)
     weights = (mixer.pre_avg_layernorm1.weight, mixer.pre_avg_layernorm2.weight, mixer.out_proj.weight)
 
-    def norms(module: Any) -> None:
-        for _ in range(2):
-            hidden + module.rms_norm(hidden, ours.input_layernorm.weight)
+    def norms(module: Any) -> list[Tensor]:
+        return [module.rms_norm(hidden, ours.input_layernorm.weight) for _ in range(2)]
+
+    def join(module: Any) -> Tensor:
+        return module.norm_average_project(attn, ssm, *weights, residual=hidden)
 
     return {
         "in_proj": {"hymba_ops": lambda: mixer.in_proj(normed), "plain": lambda: plain_mixer.in_proj(normed)},
@@ -49,24 +52,27 @@ def part_calls(
         "attention": op_calls.attention(*turned, v, **mask),
         "conv + SiLU": op_calls.causal_conv1d(x, taps, bias),
         "x, dt proj + norms": {
-            "hymba_ops": lambda: _scan_inputs(mixer, config, u, z),
-            "plain": lambda: _scan_inputs(plain_mixer, config, u, z),
+            "hymba_ops": lambda: _scan_inputs(mixer, config, u, z, hymba_ops.linear),
+            "plain": lambda: _scan_inputs(plain_mixer, config, u, z, nn.functional.linear),
         },
         "scan": op_calls.both(lambda module: module.selective_scan(*scan_args, **scan_kwargs)),
-        "norms + residuals": op_calls.both(norms),
-        "norm-average + out_proj": op_calls.both(lambda module: module.norm_average_project(attn, ssm, *weights)),
-        "MLP": {"hymba_ops": lambda: ours.moe.experts[0](normed), "plain": lambda: theirs.moe.experts[0](normed)},
+        "norms": op_calls.both(norms),
+        "norm-average + out_proj": op_calls.both(join),
+        "MLP": {
+            "hymba_ops": lambda: ours.moe.experts[0](normed, hidden),
+            "plain": lambda: hidden + theirs.moe.experts[0](normed),
+        },
     }  # fmt: skip
 
 
 def _scan_inputs(
-    mixer: nn.Module, config: HymbaConfig, u: Tensor, z: Tensor
+    mixer: nn.Module, config: HymbaConfig, u: Tensor, z: Tensor, linear: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """x_proj, its three norms and dt_proj: the scan's positional and keyword arguments."""
     dt, B, C = mixer.x_proj[0](u).split([config.dt_rank, config.mamba_d_state, config.mamba_d_state], dim=-1)
     if config.mamba_inner_layernorms:
         dt, B, C = mixer.dt_layernorm(dt), mixer.B_layernorm(B), mixer.C_layernorm(C)
-    dt = nn.functional.linear(dt, mixer.dt_proj[0].weight)
+    dt = linear(dt, mixer.dt_proj[0].weight)
     A = -torch.exp(mixer.A_log[0].float())
     return (u, dt, A, B, C, mixer.D[0].float(), z), {"dt_bias": mixer.dt_proj[0].bias.float()}
 

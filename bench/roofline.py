@@ -14,10 +14,16 @@ from functools import partial
 
 import torch
 
+import hymba_ops
 from hymba_ops import HymbaConfig
 
-_PRODUCTS = (torch.nn.functional.linear,)  # (x [rows, in], weight [out, in]) -> [rows, out]; the fastest sets the rate
-_GEMM_ROWS = 4096  # enough for the full rate; longer inputs would only take longer to measure
+# (x [rows, in], weight [out, in]) -> [rows, out]; the fastest sets the rate.
+_PRODUCTS = {
+    "cpu": (torch.nn.functional.linear, hymba_ops.linear),
+    "cuda": (torch.nn.functional.linear,),
+}
+# Enough for the full rate. On a CPU a larger result would measure the page faults of fresh memory too.
+_GEMM_ROWS = {"cpu": 512, "cuda": 4096}
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,7 @@ def layer_work(config: HymbaConfig, layer: int, *, batch: int, seq_len: int, ele
     mlp_matrices = 3 if config.mlp_hidden_act == "silu" else 2
 
     per_row = {
-        # Two norms and two residual sums: each reads or writes the residual stream four times.
-        "norms + residuals": Work(bytes=8 * hidden * element_size),
+        "norms": Work(bytes=4 * hidden * element_size),
         "in_proj": Work(flop=2 * hidden * in_proj_rows(config, layer)),
         "rotary": Work(bytes=2 * (heads + own_kv) * key_dim * element_size),
         "conv + SiLU": Work(flop=2 * config.mamba_d_conv * inner, bytes=2 * inner * element_size),
@@ -75,8 +80,9 @@ def layer_work(config: HymbaConfig, layer: int, *, batch: int, seq_len: int, ele
         ),
         # An exp for each state; exp and log of softplus, exp and reciprocal of the gate for each channel. x, dt, z, y.
         "scan": Work(special=inner * (states + 4), bytes=4 * inner * element_size),
-        "norm-average + out_proj": Work(flop=2 * inner * hidden, bytes=3 * inner * element_size),
-        "MLP": Work(flop=2 * mlp_matrices * hidden * config.intermediate_size),
+        # These two also read the residual stream and write it.
+        "norm-average + out_proj": Work(flop=2 * inner * hidden, bytes=(3 * inner + 2 * hidden) * element_size),
+        "MLP": Work(flop=2 * mlp_matrices * hidden * config.intermediate_size, bytes=2 * hidden * element_size),
     }
     work = {part: amount * (batch * length) for part, amount in per_row.items()}
     pairs = batch * heads * visible_pairs(length, config.window(layer), config.num_memory_tokens)
@@ -85,7 +91,7 @@ def layer_work(config: HymbaConfig, layer: int, *, batch: int, seq_len: int, ele
 
 
 PARTS = (
-    "norms + residuals",
+    "norms",
     "in_proj",
     "rotary",
     "attention",
@@ -163,7 +169,7 @@ def _seconds(function: Callable[[], object], device: torch.device, repeats: int)
 
 def _gemm_rate(config: HymbaConfig, rows: int, device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s, the best of the known products over the layer's own shapes."""
-    rows = min(rows, _GEMM_ROWS)
+    rows = min(rows, _GEMM_ROWS[device.type])
     hidden, inner, mlp = config.hidden_size, config.inner_size, config.intermediate_size
     shapes = [(hidden, in_proj_rows(config, 0)), (inner, hidden)]  # in_proj, out_proj
     if mlp:
@@ -174,7 +180,7 @@ def _gemm_rate(config: HymbaConfig, rows: int, device: torch.device, dtype: torc
         weight = torch.randn(size_out, size_in, device=device, dtype=dtype)
         flop = 2 * rows * size_in * size_out
         repeats = 50 if device.type == "cuda" else 3 if flop > 5e9 else 20
-        for product in _PRODUCTS:
+        for product in _PRODUCTS[device.type]:
             rate = max(rate, flop / _seconds(partial(product, x, weight), device, repeats))
     return rate
 

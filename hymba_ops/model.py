@@ -23,10 +23,10 @@ from hymba_ops._inputs import (
     source_rows,
 )
 from hymba_ops.config import HymbaConfig
-from hymba_ops.linear import Linear
 from hymba_ops.mixer_call import KeysValues, default_positions
 from hymba_ops.modules import HymbaLayer
 from hymba_ops.norms import RMSNorm
+from hymba_ops.projection import Linear
 
 _LAYER_KINDS = {"h": HymbaLayer}  # by the config's layer_type
 

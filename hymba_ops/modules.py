@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from hymba_ops import functional
 from hymba_ops.config import HymbaConfig
-from hymba_ops.linear import Linear, project, under_autocast
 from hymba_ops.mixer_call import KeysValues, MixerCall, MixerState
 from hymba_ops.norms import HeadNorms, RMSNorm
 from hymba_ops.pieces import Piece
+from hymba_ops.projection import Linear, project, under_autocast
 
 _DT_RANGE = (1e-3, 1e-1)  # of softplus(dt bias) at initialisation: Mamba (arXiv 2312.00752), section 3.6
 
