@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import hymba_ops
 import python_reference
-from bench import plain
+from bench import plain, roofline
 from bench.runner import Call
 
 # The masked form computes all pairs and holds their scores: it is a rival on short input only.
@@ -147,6 +147,32 @@ def _norm_average_project(
     return calls
 
 
+def _linear(config: hymba_ops.HymbaConfig, layer: int, batch: int, length: int, dtype: torch.dtype) -> dict[str, Call]:
+    """in_proj."""
+    x = torch.randn(batch, length, config.hidden_size, dtype=dtype)
+    weight = torch.randn(roofline.in_proj_rows(config, layer), config.hidden_size, dtype=dtype)
+    calls: dict[str, Call] = {
+        "hymba_ops": lambda: hymba_ops.linear(x, weight),
+        "plain": lambda: nn.functional.linear(x, weight),
+    }
+    if dtype != torch.float32:
+        wide = weight.float()  # once, as a layer would
+        calls["upcast"] = lambda: nn.functional.linear(x.float(), wide).to(dtype)
+    return calls
+
+
+def _gated_linear(
+    config: hymba_ops.HymbaConfig, layer: int, batch: int, length: int, dtype: torch.dtype
+) -> dict[str, Call]:
+    x = torch.randn(batch, length, config.hidden_size, dtype=dtype)
+    weights = [torch.randn(config.intermediate_size, config.hidden_size, dtype=dtype) for _ in range(2)]
+    calls = both(lambda module: module.gated_linear(x, *weights))
+    if dtype != torch.float32:
+        wide = [weight.float() for weight in weights]
+        calls["upcast"] = lambda: python_reference.gated_linear(x.float(), *wide).to(dtype)
+    return calls
+
+
 OPS = {
     "attention": _attention,
     "selective_scan": _selective_scan,
@@ -155,6 +181,8 @@ OPS = {
     "rms_norm": _rms_norm,
     "norm_average": _norm_average,
     "norm_average_project": _norm_average_project,
+    "linear": _linear,
+    "gated_linear": _gated_linear,
     "causal_conv1d_update": _causal_conv1d_update,
     "selective_state_update": _selective_state_update,
 }

@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-PIECE_TOKENS = 384  # docs/cpu_layer.md has the measurements
+PIECE_TOKENS = 504  # docs/cpu_layer.md has the measurements
 
 
 @dataclass(frozen=True)
