@@ -10,13 +10,13 @@
 
 namespace hymba::cpu {
 
+#if defined(__x86_64__)
 struct CpuFacts {
   bool is_intel = false, is_amd = false, avx512 = false, avx512_bf16 = false, amx_bf16 = false;
 };
 
 static CpuFacts cpu_facts() {
   CpuFacts facts;
-#if defined(__x86_64__)
   __builtin_cpu_init();
   facts.is_intel = __builtin_cpu_is("intel");
   facts.is_amd = __builtin_cpu_is("amd");
@@ -24,12 +24,10 @@ static CpuFacts cpu_facts() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (facts.avx512 && __get_cpuid_count(7, 0, &a, &b, &c, &d)) facts.amx_bf16 = d >> 22 & 1;
   if (facts.avx512 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) facts.avx512_bf16 = a >> 5 & 1;
-#endif
   return facts;
 }
 
 static bool library_is_faster(DType dtype) {
-#if defined(__x86_64__)
   static const CpuFacts facts = cpu_facts();
   switch (dtype) {
     case DType::bf16:  // Intel's dot instruction without AMX is slower than float32's multiply-add
@@ -39,10 +37,12 @@ static bool library_is_faster(DType dtype) {
     default:  // MKL is at its best on its maker's CPUs
       return facts.is_intel && facts.avx512;
   }
-#else
-  return dtype == DType::f32 || dtype == DType::f64;
-#endif
 }
+#else
+static bool library_is_faster(DType dtype) {
+  return dtype == DType::f32 || dtype == DType::f64;
+}
+#endif
 
 bool library_products(DType dtype) {
   static const char* wanted = std::getenv("HYMBA_OPS_CPU_PRODUCTS");
