@@ -140,10 +140,14 @@ def flat(result):
     return [out, *kv, *state]
 
 
+def allowed_difference(dtype):
+    """No difference where the kernels' own products are used; where torch's GEMMs are, rounding."""
+    rounding = {torch.float32: {"rtol": 1e-4, "atol": 1e-4}, torch.bfloat16: {"rtol": 3e-2, "atol": 3e-2}}[dtype]
+    return {"rtol": 0, "atol": 0} if own_products(dtype) else rounding
+
+
 def assert_cutting_changes_nothing(module, hidden, monkeypatch, pieces=(1, 5, 8, 11), **kwargs):
     """The same bits in pieces of any length as in one; where torch's GEMMs are used, the same up to rounding."""
-    tolerance = {torch.float32: (1e-4, 1e-5), torch.bfloat16: (3e-2, 3e-2)}[hidden.dtype]
-    rtol, atol = (0, 0) if own_products(hidden.dtype) else tolerance
     with torch.no_grad():
         monkeypatch.setattr(mixer_call, "PIECE_TOKENS", None)
         expected = flat(module(hidden, **kwargs))
@@ -152,7 +156,7 @@ def assert_cutting_changes_nothing(module, hidden, monkeypatch, pieces=(1, 5, 8,
         with context():
             actual = flat(module(hidden, **kwargs))
         for name, a, e in zip(("out", "keys", "values", "conv state", "SSM state"), actual, expected, strict=True):
-            torch.testing.assert_close(a, e, rtol=rtol, atol=atol, msg=lambda text, name=name, most=most:
+            torch.testing.assert_close(a, e, **allowed_difference(hidden.dtype), msg=lambda text, name=name, most=most:
                                        f"{name} in pieces of {most}: {text}")  # fmt: skip
 
 
@@ -250,7 +254,7 @@ def test_results_do_not_keep_the_pieces_apart(kind, monkeypatch):
         assert torch.equal(rest[1][0][:, :15], kv[0]) and all(t.is_contiguous() for t in (out, *kv, *state))
         whole = module(hidden)
     for a, e in zip([torch.cat([out, rest[0]], 1), *flat(rest)[1:]], flat(whole), strict=True):
-        torch.testing.assert_close(a, e, rtol=0 if own_products(torch.float32) else 1e-4, atol=1e-5)
+        torch.testing.assert_close(a, e, **allowed_difference(torch.float32))
 
 
 def test_a_call_that_records_gradients_is_not_cut(monkeypatch):
