@@ -175,6 +175,11 @@ def _backward_missing(name: str) -> Callable[..., Any]:
     return backward
 
 
+def _rows(t: Tensor) -> Tensor:
+    """[..., D] as [rows, D], which reshape(-1, D) cannot do where D is 0."""
+    return t.flatten(0, -2) if t.dim() > 1 else t.unsqueeze(0)
+
+
 def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, _, _ = inputs
     ctx.save_for_backward(x, weight)
@@ -183,11 +188,11 @@ def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
     needs_x, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad
-    rows = grad.flatten(0, -2) if grad.dim() > 1 else grad.unsqueeze(0)
+    grads = _rows(grad)
     return (
         grad @ weight if needs_x else None,
-        rows.T @ x.reshape(rows.shape[0], -1) if needs_weight else None,
-        rows.sum(0) if needs_bias else None,
+        grads.T @ _rows(x) if needs_weight else None,
+        grads.sum(0) if needs_bias else None,
         grad if needs_residual else None,
     )
 
@@ -199,7 +204,7 @@ def _gated_linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> No
 def _gated_linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """With s = sigmoid(g): d/dg of g s is s (1 + g (1 - s)). Gate and up are computed again, not kept."""
     x, gate_weight, weight = ctx.saved_tensors
-    rows, grads = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+    rows, grads = _rows(x), _rows(grad)
     gate, up = rows @ gate_weight.T, rows @ weight.T
     sigmoid = gate.sigmoid()
     up_grad, gate_grad = grads * gate * sigmoid, grads * up * sigmoid * (1 + gate * (1 - sigmoid))

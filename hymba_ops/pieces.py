@@ -45,8 +45,12 @@ def cut(batch: int, length: int, cu_seqlens: Tensor | None, *, most: int | None)
     piece without sequences.
 
     Raises:
-        ValueError: cu_seqlens is read to cut it, and is not what the ops ask for.
+        ValueError: cu_seqlens is not int32 [n + 1], or its values are read to cut it and are not what the ops ask for.
     """
+    if cu_seqlens is not None and (cu_seqlens.dtype != torch.int32 or cu_seqlens.dim() != 1 or len(cu_seqlens) == 0):
+        raise ValueError(
+            f"cu_seqlens must be int32 of shape [sequences + 1], got {cu_seqlens.dtype} of {list(cu_seqlens.shape)}"
+        )
     if most is None or batch * length <= most:
         everything = slice(None)
         return [Piece(everything, everything, everything, 0, False, True, cu_seqlens)]
@@ -86,10 +90,6 @@ def _packed(length: int, cu_seqlens: Tensor, most: int) -> Iterator[Piece]:
 
 
 def _checked_starts(length: int, cu_seqlens: Tensor) -> list[int]:
-    if cu_seqlens.dtype != torch.int32 or cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
-        raise ValueError(
-            f"cu_seqlens must be int32 of shape [sequences + 1], got {cu_seqlens.dtype} of {list(cu_seqlens.shape)}"
-        )
     starts: list[int] = cu_seqlens.tolist()
     if starts[0] != 0:
         raise ValueError(f"cu_seqlens must start at 0, got {starts[0]}")

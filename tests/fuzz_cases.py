@@ -55,6 +55,11 @@ SCAN = {
     "z": st.booleans(), "dt_bias": st.booleans(),
 }  # fmt: skip
 ROWS = {"rows": st.lists(size(0, 7), max_size=3), "D": size(1, 200, 1, 16, 80), "eps": st.sampled_from([1e-6, 1e-2])}
+EXTRAS = {"bias": st.booleans(), "residual": st.booleans()}
+PRODUCT = {
+    "rows": st.lists(size(0, 20, 1, 4, 5, 6, 7), max_size=3), "K": size(1, 400, 1, 8, 320, 321),
+    "O": size(0, 150, 0, 1, 16, 17, 64),
+}  # fmt: skip
 
 
 class Tensors:
@@ -249,7 +254,32 @@ def norm_average_project(case):
         outputs, D, case = outputs + 30, D + 30, {**case, "rows": [*case["rows"][:1], 30]}
     arguments = norm_average({**case, "D": D})
     tensors = Tensors(case, math.prod(case["rows"]) * min(outputs, D))
-    return {**arguments, "proj_weight": tensors(outputs, D, scale=1 / math.sqrt(D))}
+    weight = tensors(outputs, D, scale=1 / math.sqrt(D))
+    return {**arguments, "proj_weight": weight, **bias_and_residual(tensors, case, outputs)}
+
+
+def bias_and_residual(tensors, case, outputs):
+    return {
+        "bias": tensors(outputs) if case["bias"] else None,
+        "residual": tensors(*case["rows"], outputs) if case["residual"] else None,
+    }
+
+
+def linear(case):
+    K, outputs = case["K"], case["O"]
+    tensors = Tensors(case, math.prod(case["rows"]) * outputs)
+    return {
+        "x": tensors(*case["rows"], K),
+        "weight": tensors(outputs, K, scale=1 / math.sqrt(K)),
+        **bias_and_residual(tensors, case, outputs),
+    }
+
+
+def gated_linear(case):
+    K, outputs = case["K"], case["O"]
+    tensors = Tensors(case, math.prod(case["rows"]) * outputs)
+    gate_weight, weight = (tensors(outputs, K, scale=1 / math.sqrt(K)) for _ in range(2))
+    return {"x": tensors(*case["rows"], K), "gate_weight": gate_weight, "weight": weight}
 
 
 CASES = {
@@ -269,7 +299,9 @@ CASES = {
     selective_state_update: {**STEP, **SCAN, **SLOTS},
     rms_norm: ROWS,
     norm_average: ROWS,
-    norm_average_project: {**ROWS, "O": size(0, 60)},
+    norm_average_project: {**ROWS, **EXTRAS, "O": size(0, 60)},
+    linear: {**PRODUCT, **EXTRAS},
+    gated_linear: PRODUCT,
 }  # fmt: skip
 # By the op's name: how a case becomes arguments, and the strategy of cases.
 MAKE = {make.__name__: make for make in CASES}

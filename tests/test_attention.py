@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -22,6 +25,8 @@ from kernel_cases import (
 from tolerance import assert_close, check_against_reference
 
 KEY_TILE = 128  # csrc/cpu/attention.cpp
+SEGMENT = 512
+SPLIT_QUERIES = 16  # up to so many queries, segments are work items of their own
 QUERY_TILE = 36  # 192 rows / 5 heads a group, down to a multiple of 6 (AVX2)
 
 
@@ -78,6 +83,64 @@ def test_sizes_around_tiles(T, num_meta):
 def test_fewer_queries_than_keys(T, S, window):
     """Chunked prefill and decode: the queries are the last T of the S positions."""
     check(*make_inputs(T, S, B=2), dtype=torch.float32, window=window, num_meta=3)
+
+
+LONG_MASKS = [
+    pytest.param({}, id="global"),
+    pytest.param({"window": 600, "num_meta": 3}, id="window600-meta3"),
+    pytest.param({"window": SEGMENT, "num_meta": SEGMENT + 1}, id="window512-meta513"),
+    pytest.param({"window": 20, "num_meta": 130}, id="window20-meta130"),
+]
+
+
+@pytest.mark.parametrize("mask", LONG_MASKS)
+@pytest.mark.parametrize("T", [1, SPLIT_QUERIES, SPLIT_QUERIES + 1, 60])
+@pytest.mark.parametrize("S", [SEGMENT - 1, SEGMENT, SEGMENT + 1, 2 * SEGMENT, 2 * SEGMENT + 1, 1500])
+def test_sizes_around_segments(S, T, mask):
+    check(*make_inputs(T, S, B=2, heads=(4, 2)), dtype=torch.float32, **mask)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("T", [3, 30])
+def test_segments_in_every_dtype(T, dtype):
+    check(*make_inputs(T, 1100, dtype=dtype), dtype=dtype, window=700, num_meta=5)
+
+
+@pytest.mark.parametrize("mask", LONG_MASKS)
+@pytest.mark.parametrize("heads", [(2, 2), (5, 1)], ids=["group1", "group5"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_do_not_depend_on_how_a_sequence_is_cut(dtype, heads, mask):
+    """Queries [a, b) on the keys [0, b) have the bits, lse's too, that they have in the whole sequence."""
+    q, k, v = make_inputs(1500, heads=heads, dtype=dtype)
+    out, lse = F.attention(q, k, v, return_lse=True, **mask)
+    ends = 1, 17, KEY_TILE, KEY_TILE + 1, SEGMENT - 1, SEGMENT, SEGMENT + 1, 1024, 1030, 1500
+    for b, T in itertools.product(ends, (1, 2, 5, SPLIT_QUERIES, SPLIT_QUERIES + 1, 100)):
+        rows = slice(max(b - T, 0), b)
+        part, part_lse = F.attention(q[:, rows], k[:, :b], v[:, :b], return_lse=True, **mask)
+        assert torch.equal(part, out[:, rows]), (b, T)
+        assert torch.equal(part_lse, lse[:, rows]), (b, T)
+
+
+@pytest.mark.parametrize("T", [1, SPLIT_QUERIES, 40])
+def test_a_batch_equals_its_rows(T):
+    """Bits do not depend on how many items there are, which decides whether segments are items of their own."""
+    q, k, v = make_inputs(T, 1100, B=40, heads=(4, 2), dims=(8, 8))
+    out, lse = F.attention(q, k, v, window=900, num_meta=2, return_lse=True)
+    for b in (0, 1, 39):
+        single = F.attention(*(x[b : b + 1] for x in (q, k, v)), window=900, num_meta=2, return_lse=True)
+        assert torch.equal(single[0][0], out[b]) and torch.equal(single[1][0], lse[b])
+
+
+def test_packed_decoding_equals_singles_bitwise():
+    """A few queries of each sequence against keys of several segments, separate meta keys before them."""
+    lengths_q, lengths_k = (1, 0, 5, 2), (1100, 40, 5, 700)
+    starts_q, starts_k = cu_seqlens(*lengths_q), cu_seqlens(*lengths_k)
+    q, k, v = make_inputs(sum(lengths_q), sum(lengths_k), heads=(10, 2))
+    extra = {"meta_k": randn(9, 2, 16, seed=5), "meta_v": randn(9, 2, 32, seed=6), "window": 600}
+    packed = check(q, k, v, dtype=torch.float32, cu_seqlens=starts_q, cu_seqlens_k=starts_k, **extra)
+    for (q0, q1), (k0, k1) in zip(pairwise(starts_q.tolist()), pairwise(starts_k.tolist()), strict=True):
+        single = F.attention(q[:, q0:q1], k[:, k0:k1], v[:, k0:k1], return_lse=True, **extra)
+        assert torch.equal(packed[0][:, q0:q1], single[0]) and torch.equal(packed[1][:, q0:q1], single[1])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -137,6 +200,14 @@ def test_nan_and_inf_stand_where_the_reference_has_them(where, value):
     check(q, k, v, dtype=torch.float32, window=10, num_meta=4)
 
 
+@pytest.mark.parametrize("position", [0, 100, SEGMENT, 1099])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
+def test_nan_and_inf_in_any_segment(value, position):
+    q, k, v = make_inputs(2, 1100)
+    k[:, position, 0, 3] = value
+    check(q[:, 1:], k, v, dtype=torch.float32)  # one query, which sees them all
+
+
 @pytest.mark.parametrize("scale", [0.0, -0.5, 3.0, 40.0])
 def test_scale(scale):
     check(*make_inputs(70), dtype=torch.float32, window=20, num_meta=2, scale=scale)
@@ -150,6 +221,8 @@ def test_large_scores():
 def test_threads_do_not_change_bits():
     q, k, v = make_inputs(300, heads=(10, 2), dims=(64, 128))
     assert_threads_do_not_matter(lambda: F.attention(q, k, v, window=100, num_meta=20))
+    few, k, v = make_inputs(3, 1500, heads=(10, 2), dims=(64, 128))
+    assert_threads_do_not_matter(lambda: F.attention(few, k, v, num_meta=20))
 
 
 def test_empty_batch():

@@ -113,7 +113,9 @@ WRONG = {
     "selective_state_update": forgets_one_state,
     "rms_norm": with_changed("rms_norm", eps=lambda eps: eps * 1.5),
     "norm_average": with_changed("norm_average", eps=lambda eps: eps * 1.5),
-    "norm_average_project": with_changed("norm_average_project", ssm_weight=lambda w: w.flip(0)),
+    "norm_average_project": with_changed("norm_average_project", residual=lambda r: None),
+    "linear": with_changed("linear", bias=lambda b: None if b is None else b.flip(0)),
+    "gated_linear": with_changed("gated_linear", gate_weight=lambda w: w * 1.01),
 }
 
 

@@ -203,10 +203,14 @@ std::unique_ptr<Array> Case::random_array(DType dtype, const Sizes& sizes, doubl
     next = strides[d] * sizes[d];
   }
   auto array = std::make_unique<Array>(dtype, sizes, strides, gaps ? Sizes{0, 1, 3}[draw(0, 2)] : 0);
-  Dense values(sizes);
-  for (double& value : values.values) value = draw_real(low, high);
-  array->fill(values);
+  fill_randomly(*array, low, high);
   return array;
+}
+
+void Case::fill_randomly(Array& array, double low, double high) {
+  Dense values(array.sizes);
+  for (double& value : values.values) value = draw_real(low, high);
+  array.fill(values);
 }
 
 Array& Case::add(const char* name, std::unique_ptr<Array> array, bool written) {
@@ -222,12 +226,20 @@ Array& Case::input(const char* name, DType dtype, Sizes sizes, double low, doubl
 Array& Case::state(const char* name, DType dtype, Sizes sizes) {
   return add(name, random_array(dtype, sizes, -1, 1), true);
 }
-Array& Case::output(const char* name, DType dtype, Sizes sizes, double value) {
+static std::unique_ptr<Array> contiguous_array(DType dtype, const Sizes& sizes) {
   Sizes strides(sizes.size(), 1);
   for (size_t d = sizes.size() - 1; d-- > 0;) strides[d] = strides[d + 1] * sizes[d + 1];
-  auto array = std::make_unique<Array>(dtype, sizes, strides, 0);
+  return std::make_unique<Array>(dtype, sizes, strides, 0);
+}
+Array& Case::output(const char* name, DType dtype, Sizes sizes, double value) {
+  auto array = contiguous_array(dtype, sizes);
   array->fill(Dense(sizes, value));
   return add(name, std::move(array), true);
+}
+Array& Case::contiguous(const char* name, DType dtype, Sizes sizes, bool written) {
+  auto array = contiguous_array(dtype, sizes);
+  fill_randomly(*array, -1, 1);
+  return add(name, std::move(array), written);
 }
 
 const int32_t* Case::integers(const char* name, const std::vector<int32_t>& values) {

@@ -90,6 +90,8 @@ class Case {
   Array& state(const char* name, DType dtype, Sizes sizes);
   // Contiguous; NaN before the call unless `value` says otherwise.
   Array& output(const char* name, DType dtype, Sizes sizes, double value = std::nan(""));
+  // Contiguous and random; to be changed in place where `written`.
+  Array& contiguous(const char* name, DType dtype, Sizes sizes, bool written);
   // int32 values in an allocation of exactly their size.
   const int32_t* integers(const char* name, const std::vector<int32_t>& values);
 
@@ -119,6 +121,7 @@ class Case {
   };
   Array& add(const char* name, std::unique_ptr<Array> array, bool written);
   std::unique_ptr<Array> random_array(DType dtype, const Sizes& sizes, double low, double high);
+  void fill_randomly(Array& array, double low, double high);
   int64_t draw(int64_t low, int64_t high);
   double draw_real(double low, double high);
   template <class Value>
@@ -139,6 +142,8 @@ double softplus(double x);
 DType state_dtype(DType dtype);
 
 void attention_case(Case& c);
+void linear_case(Case& c);
+void linear_epilogue_case(Case& c);
 void rotary_case(Case& c);
 void causal_conv1d_case(Case& c);
 void causal_conv1d_update_case(Case& c);

@@ -46,12 +46,18 @@ static void attend(const AttentionParams& p, const Dense& q, const Keys& k, cons
   }
 }
 
+// Keys before the queries' own; long ones reach over several of the kernel's key tiles and segments.
+static int64_t more_keys(Case& c, bool long_keys) {
+  return long_keys ? c.choose("more keys", {100, 480, 512, 700, 1060})
+                   : c.choose("more keys", {0, 0, 1, 9, 70, 100});
+}
+
 // Lengths of packed sequences' keys: at least their queries.
-static std::vector<int32_t> key_boundaries(Case& c, const std::vector<int32_t>& q_starts) {
+static std::vector<int32_t> key_boundaries(Case& c, const std::vector<int32_t>& q_starts, bool long_keys) {
   std::vector<int32_t> starts{0};
   for (size_t s = 1; s < q_starts.size(); ++s)
     starts.push_back(starts.back() + q_starts[s] - q_starts[s - 1] +
-                     static_cast<int32_t>(c.choose("more keys", {0, 0, 1, 9, 70})));
+                     static_cast<int32_t>(more_keys(c, long_keys)));
   return starts;
 }
 
@@ -64,21 +70,22 @@ void attention_case(Case& c) {
   p.q_heads = p.kv_heads * c.choose("group", {1, 2, 5});
   p.k_dim = c.choose("Dk", {1, 3, 8, 16, 17, 33, 64});
   p.v_dim = c.choose("Dv", {1, 5, 16, 24, 64});
-  p.q_len = c.choose("T", {0, 1, 2, 16, 33, 65, 130, 170});
-  p.mask.window = c.maybe("windowed") ? c.choose("window", {0, 1, 7, 30, 64, 1000}) : kNoWindow;
-  p.meta_len = with_meta ? c.choose("M", {0, 1, 5, 70}) : 0;
+  const bool long_keys = c.maybe("long keys", 0.15);
+  p.q_len = long_keys ? c.choose("T", {1, 2, 5, 16, 17, 40}) : c.choose("T", {0, 1, 2, 16, 33, 65, 130, 170});
+  p.mask.window = c.maybe("windowed") ? c.choose("window", {0, 1, 7, 30, 64, 600, 1000}) : kNoWindow;
+  p.meta_len = with_meta ? c.choose("M", {0, 1, 5, 70, 130}) : 0;
   p.mask.num_meta = with_meta ? p.meta_len : c.choose("num_meta", {0, 0, 1, 5, 70});
   p.scale = c.choose_number("scale", {0.25, 1.0 / std::sqrt(p.k_dim)});
 
   std::vector<int32_t> q_starts, k_starts;
   if (packed) {
     q_starts = c.boundaries(p.q_len);
-    k_starts = key_boundaries(c, q_starts);
+    k_starts = key_boundaries(c, q_starts, long_keys);
     p.cu_seqlens_q = c.integers("cu_seqlens_q", q_starts);
     p.cu_seqlens_k = c.integers("cu_seqlens_k", k_starts);
     p.k_len = k_starts.back() + c.choose("key tail", {0, 3});
   } else {
-    p.k_len = p.q_len + c.choose("more keys", {0, 0, 1, 9, 100});
+    p.k_len = p.q_len + more_keys(c, long_keys);
   }
   p.sequences = packed ? static_cast<int64_t>(q_starts.size()) - 1 : p.batch;
 
