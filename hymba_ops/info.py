@@ -17,13 +17,16 @@ def build_info() -> dict[str, str | bool]:
         compiler: of the shared object.
         cpu_isas: instruction sets that the CPU kernels were compiled for, best first.
         cpu_isa_selected: the one that this machine runs (HYMBA_OPS_CPU_ISA overrides it).
+        cpu_library_products: dtypes whose products this CPU leaves to torch's library, "" for none
+            (HYMBA_OPS_CPU_PRODUCTS overrides it).
         cuda_architectures: what the CUDA kernels were compiled for; "" where there was no nvcc.
         cuda_available: whether torch sees a GPU.
         cuda_capability: of the current GPU, as "9.0"; "" without one.
         selected: the kernels that this machine's best device runs: "cuda sm_80", "cpu avx512" and the like.
 
     Raises:
-        ValueError: HYMBA_OPS_CPU_ISA names an instruction set that was not built or that this CPU lacks.
+        ValueError: HYMBA_OPS_CPU_ISA names an instruction set that was not built or that this CPU lacks, or
+            HYMBA_OPS_CPU_PRODUCTS is neither own nor library.
     """
     compiled = _ops.build_info()
     available = torch.cuda.is_available()

@@ -140,6 +140,7 @@ def test_build_info():
     assert info["torch"] == torch.__version__
     assert info["cpu_isa_selected"] in info["cpu_isas"].split()
     assert "baseline" in info["cpu_isas"].split()
+    assert set(info["cpu_library_products"].split()) <= {"float32", "bfloat16", "float16", "float64"}
     assert info["cuda_available"] == torch.cuda.is_available()
     if not torch.cuda.is_available():
         assert info["cuda_capability"] == ""

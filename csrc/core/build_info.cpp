@@ -1,4 +1,7 @@
 // What was compiled in, as "key=value;" pairs that hymba_ops.build_info() turns into a dict.
+#include <utility>
+
+#include "core/products.h"
 #include "cpu/isa.h"
 #include "ops/ops.h"
 
@@ -8,10 +11,19 @@
 
 namespace hymba {
 
+// The dtypes whose products are torch's on this CPU.
+static std::string library_dtypes() {
+  std::string names;
+  for (const auto& [dtype, name] : {std::pair{DType::f32, "float32"}, std::pair{DType::bf16, "bfloat16"},
+                                    std::pair{DType::f16, "float16"}, std::pair{DType::f64, "float64"}})
+    if (cpu::library_products(dtype)) names += names.empty() ? name : concat(" ", name);
+  return names;
+}
+
 std::string build_info() {
   return concat("compiler=", __VERSION__, ";cpu_isas=", cpu::built_isas(),
                 ";cpu_isa_selected=", cpu::isa_name(cpu::selected_isa()),
-                ";cuda_architectures=", HYMBA_CUDA_ARCHITECTURES);
+                ";cpu_library_products=", library_dtypes(), ";cuda_architectures=", HYMBA_CUDA_ARCHITECTURES);
 }
 
 }  // namespace hymba
