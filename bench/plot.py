@@ -125,7 +125,7 @@ def _draw_layer(axes: Any, rows: list[dict[str, Any]]) -> None:
     axes.set_xlim(0, 1.15 * max(row["ms_max"] for row in rows))
     axes.set_xlabel("ms (bar: median, whisker: min to max)")
     axes.set_title(f"{rows[0]['layer']} layer")
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper right")
     _tidy(axes)
 
 

@@ -419,11 +419,16 @@ static void run_segments(const Schedule& schedule, int64_t cost) {
     Tiles<C> tiles(p, shape);
     int64_t sequence = 0;
     for (int64_t index; queue.take(index);) {
-      const Item item = schedule.item(index / segments, sequence);
-      const int64_t keys = item.position + item.count, j = index % segments * kSegment;
+      // All heads of a segment in turn: they share the segment's pages, which are many more than the TLB
+      // holds.
+      const int64_t segment = index / p.kv_heads % segments;
+      const int64_t number = index / (p.kv_heads * segments) * p.kv_heads + index % p.kv_heads;
+      const Item item = schedule.item(number, sequence);
+      const int64_t keys = item.position + item.count, j = segment * kSegment,
+                    slot = number * segments + segment;
       load_queries<T>(p, item, tiles);
-      tiles.segment = Tiles<C>::accumulator(&blocks[index * block], rows, shape);
-      visited[index] = visit_segment<T>(p, item, j, at_most(j + kSegment, keys), tiles);
+      tiles.segment = Tiles<C>::accumulator(&blocks[slot * block], rows, shape);
+      visited[slot] = visit_segment<T>(p, item, j, at_most(j + kSegment, keys), tiles);
     }
   };
   parallel_work(items * segments, cost, visit);
