@@ -293,8 +293,8 @@ class HymbaMLP(nn.Module):
 class HymbaLayer(nn.Module):
     """x + mixer(norm(x)), then x + mlp(norm(x)). With intermediate_size 0 there is no MLP.
 
-    On a CPU without gradients a long input passes in pieces (hymba_ops/pieces.py), and the sum with the residual stream is
-    part of the projections: hooks on submodules see a piece at a time, those on `mamba` itself are not called.
+    On a CPU without gradients a long input passes in pieces (hymba_ops/pieces.py), and the sum with the residual stream
+    is part of the projections: hooks on submodules see a piece at a time, those on `mamba` itself are not called.
 
     Args:
         config, layer_index, device, dtype: as in `HybridMixer`.
