@@ -49,10 +49,12 @@ HYMBA_INLINE Vec<C> load_converted(const S* p, int64_t n) {
 template <class C, class S>
 HYMBA_INLINE void load_tile(Vec<C> (&tile)[kLanes<C>], const S* rows, int64_t stride, int64_t count,
                             int64_t first, int64_t columns) {
+  // A short row is read as a whole vector where more rows follow without a gap. What lies in a gap may be
+  // another worker's: to read it would be a race, though nothing comes of the values.
+  const bool dense = stride == columns;
 #pragma GCC unroll 16
   for (int64_t r = 0; r < kLanes<C>; ++r) {
-    // A short row is read as a whole vector where the rows after it lie behind.
-    const int64_t readable = (count - 1 - r) * stride + columns - first;
+    const int64_t readable = columns - first + (dense ? (count - 1 - r) * columns : 0);
     tile[r] =
         r < count ? load_converted<C>(rows + r * stride + first, at_most(readable, kLanes<C>)) : Vec<C>{};
   }
