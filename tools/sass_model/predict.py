@@ -75,6 +75,10 @@ class KernelModel:
         """How many of a loop's own instructions begin with `opcode`, as "MUFU.EX2"."""
         return sum(instruction.opcode.startswith(opcode) for instruction in self.own(loop))
 
+    def tally(self, loop: Loop) -> Tally:
+        """A loop's own instructions, all once, by a warp that runs all of them."""
+        return tally([(instruction, 1.0) for instruction in self.own(loop)], self.card, self.assume)
+
     def size(self, loop: Loop) -> int:
         """Instructions of a loop and of all inside it, each once."""
         return sum(len(self.code(block)) for block in loop.blocks)
