@@ -7,8 +7,8 @@
     tools/check_cubins.py --write               # write them there
 
 A spill, a stack frame, a load or store of local memory, a block that fits no SM, or a launch line that is not true
-fails. Tables stand between markers in docs/*.md: `<!-- budgets: OP -->` or `<!-- predictions: OP -->`, and `<!-- end -->`;
-OP may be `all`. They hold for one nvcc: with another, --check compares only which kernels they list.
+fails. Tables stand between markers in docs/*.md: `<!-- budgets: OP -->` or `<!-- predictions: OP -->`, and
+`<!-- end -->`; OP may be `all`. They hold for one nvcc: with another, --check compares only which kernels they list.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def check_source(nvcc: str, source: Path, arch: str, folder: Path) -> Result:
     """One source for one architecture, in a process of its own."""
     try:
         compiled = cubins.compile_cubin(nvcc, source, arch, folder)
-        lines = cubins.launch_lines(source.read_text())
+        text = cubins.source_text(source)
+        lines = cubins.launch_lines(text)
         bounds = cubins.launch_bounds(compiled.cubin)
         kernels = {kernel.name: kernel for kernel in read_cubin(compiled.cubin)}
     except (CompileError, ToolError) as error:
@@ -75,7 +76,7 @@ def check_source(nvcc: str, source: Path, arch: str, folder: Path) -> Result:
     for line in lines:
         if not any(fnmatch.fnmatchcase(name, line.pattern) for name in names):
             result.problems.append(f"{source.name}: no kernel is called {line.pattern}, of a launch line")
-    if "DYNAMIC_SHARED(" in source.read_text() and not any(line.shared for line in lines):
+    if cubins.uses_dynamic_shared(text) and not any(line.shared for line in lines):
         result.problems.append(f"{source.name}: uses dynamic shared memory, but no launch line says how much")
     for name, report in zip(names, compiled.reports, strict=True):
         model = KernelModel(kernels[report.name])

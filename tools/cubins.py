@@ -1,12 +1,12 @@
 """Compiles csrc/cuda/*.cu to cubins, and reads what ptxas and the sources say about each kernel.
 
-A kernel's block size is its __launch_bounds__. Where launches use fewer threads, or dynamic shared memory, the source says
-so in a line of its own, beside a static_assert that keeps it true:
+A kernel's block size is its __launch_bounds__. Where launches use fewer threads, or dynamic shared memory, the source
+(or a header of csrc/cuda that it includes) says so in a line of its own:
 
     // launch: selective_scan_kernel<*, 64> threads 384, shared 86016
 
 The name is the demangled one without namespaces, as tools/check_cubins.py prints it, with * and ?; of several lines the
-first that fits counts.
+first that fits counts. Where a launch's shared memory depends on its sizes, the line has those of the 1.5B layer.
 """
 
 from __future__ import annotations
@@ -59,6 +59,23 @@ def architectures(source: Path) -> dict[str, str]:
     if source.stem.endswith("_sm90"):
         return {"sm_90a": "arch=compute_90a,code=sm_90a"}
     return {"sm_80": "arch=compute_80,code=sm_80", "sm_90": "arch=compute_80,code=sm_90"}
+
+
+def source_text(source: Path) -> str:
+    """A source with the headers of csrc/cuda that it includes."""
+    found, todo = {}, [source]
+    while todo:
+        path = todo.pop()
+        if path not in found:
+            found[path] = path.read_text()
+            todo += [
+                ROOT / "csrc" / name for name in re.findall(r'^#include "(cuda/.*\.cuh)"', found[path], re.MULTILINE)
+            ]
+    return "\n".join(found.values())
+
+
+def uses_dynamic_shared(text: str) -> bool:
+    return re.search(r"^\s*HYMBA_DYNAMIC_SHARED\(", text, re.MULTILINE) is not None
 
 
 def find_nvcc() -> str:

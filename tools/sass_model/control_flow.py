@@ -29,6 +29,12 @@ class Loop:
         return self is other
 
 
+@dataclass(frozen=True)
+class Branch:
+    run: frozenset[int]  # blocks that the branch's warps run
+    own: frozenset[int]  # those of them that no other warps run
+
+
 @dataclass
 class ControlFlow:
     instructions: list[Instruction]
@@ -45,26 +51,29 @@ class ControlFlow:
     def address(self, block: int) -> int:
         return self.instructions[self.blocks[block][0]].address
 
-    def branch_region(self, loop: Loop, inside: Loop) -> tuple[frozenset[int], frozenset[int]]:
-        """What warps run of `loop` when they are the ones that enter `inside`, and what only they run.
+    def latches(self, loop: Loop) -> list[int]:
+        """The blocks that end a round."""
+        return [block for block in loop.blocks if loop.header in self.successors[block]]
 
-        The gate is the outermost block that all paths to `inside` pass and some other round of `loop` does not.
+    def branch(self, inside: Loop, scope: Loop | None, elsewhere: list[int]) -> Branch:
+        """What warps run of `scope` (None: of the kernel) when they are the ones that enter `inside`.
+
+        It begins at its gate: the outermost block that every path to `inside` passes, but not all to `elsewhere`.
         """
-        latches = [block for block in loop.blocks if loop.header in self.successors[block]]
+        blocks = frozenset(self.reachable) if scope is None else scope.blocks
         gates = [
             block
-            for block in loop.blocks & self.dominators[inside.header]
-            if not any(block in self.dominators[latch] for latch in latches)
+            for block in blocks & self.dominators[inside.header]
+            if not any(block in self.dominators[other] for other in elsewhere)
         ]
         if not gates:
-            raise ValueError(f"every round of {loop.id} passes {inside.id}: no role of its own")
+            raise ValueError(f"all warps enter {inside.id}: it makes no role of its own")
         gate = min(gates, key=lambda block: len(self.dominators[block]))
-        after = _closure(gate, lambda b: [s for s in self.successors[b] if s in loop.blocks and s != loop.header])
-        before = _closure(
-            gate, lambda b: [p for p in loop.blocks if b in self.successors[p]] if b != loop.header else []
-        )
-        own = frozenset(block for block in loop.blocks if gate in self.dominators[block])
-        return frozenset(after | before), own
+        start = None if scope is None else scope.header
+        after = _closure(gate, lambda b: [s for s in self.successors[b] if s in blocks and s != start])
+        before = _closure(gate, lambda b: [p for p in blocks if b in self.successors[p]] if b != start else [])
+        own = frozenset(block for block in blocks if gate in self.dominators[block])
+        return Branch(frozenset(after | before), own)
 
 
 def _closure(start: int, neighbours: Callable[[int], list[int]]) -> set[int]:

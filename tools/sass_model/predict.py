@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from tools.sass_model.bounds import PARTIAL_PIPES, Occupancy, Pipes, Tally, carried_chain, occupancy, tally
-from tools.sass_model.control_flow import ControlFlow, Loop, analyse
+from tools.sass_model.control_flow import Branch, ControlFlow, Loop, analyse
 from tools.sass_model.disassembly import Instruction, Kernel
 from tools.sass_model.machine import CARDS, SM_PIPES, SUBPARTITIONS, WARP, Assumptions, Card, is_known
 from tools.sass_model.simulation import simulate
@@ -33,7 +33,7 @@ class Launch:
     trips: Mapping[str, float] = field(
         default_factory=dict
     )  # rounds of a loop per entry; 1 where not given, 0: never entered
-    roles: tuple[tuple[int, str], ...] = ()  # warps of a block, and the loop that only they enter, or "rest"
+    roles: tuple[tuple[int, str], ...] = ()  # warps of a block, and a loop that only they enter, or "rest"
     weights: Mapping[int, float] = field(default_factory=dict)  # how often the basic block at an address runs per round
     device_bytes: float = 0.0  # what the launch moves to and from device memory
     elements: float = 0.0  # of the problem, in whatever unit the figures per element should have
@@ -141,17 +141,21 @@ class _Run:
         everything = frozenset(self.model.flow.reachable)
         if not self.launch.roles:
             return [(self.warps, everything)]
-        if len(self.main_loops) != 1:
-            raise ValueError(f"roles share one outermost loop of several rounds; here are {len(self.main_loops)}")
         if sum(warps for warps, _ in self.launch.roles) != self.warps:
             raise ValueError(f"the roles {self.launch.roles} do not add up to {self.warps} warps")
-        main = self.main_loops[0]
-        branches = {
-            name: self.model.flow.branch_region(main, self.by_id[name]) for _, name in self.launch.roles if name != REST
-        }
-        regions = {name: region | (everything - main.blocks) for name, (region, _) in branches.items()}
-        regions[REST] = everything.difference(*(own for _, own in branches.values()))
+        branches = {name: self._branch(self.by_id[name]) for _, name in self.launch.roles if name != REST}
+        regions = {name: branch.run for name, branch in branches.items()}
+        regions[REST] = everything.difference(*(branch.own for branch in branches.values()))
         return [(warps, regions[name]) for warps, name in self.launch.roles]
+
+    def _branch(self, loop: Loop) -> Branch:
+        """Roles part inside a main loop that they share, or before their own main loops."""
+        flow = self.model.flow
+        main = next((main for main in self.main_loops if loop.blocks < main.blocks), None)
+        if main is None:
+            return flow.branch(loop, None, [other.header for other in self.main_loops if other is not loop])
+        branch = flow.branch(loop, main, flow.latches(main))
+        return Branch(branch.run | (flow.reachable - main.blocks), branch.own)
 
     def share(self, block: int) -> float:
         """The part of a block's warps that run this basic block."""
@@ -179,13 +183,15 @@ class _Run:
                 path += self.model.code(block)
         return path
 
-    def paths(self, loop: Loop | None, resident: int) -> list[tuple[int, list[Instruction]]]:
-        """(block, path) of each warp on the busiest sub-partition."""
+    def paths(self, loops: list[Loop | None], resident: int) -> list[tuple[int, list[Instruction]]]:
+        """(block, path) of each warp on the busiest sub-partition, in a round of its role's loop."""
+        paths = [self.path(loop, region) for loop, (_, region) in zip(loops, self.roles, strict=True)]
         if self.warps < SUBPARTITIONS:
-            path = self.path(loop, self.roles[0][1])
-            return [(n, path) for n in range(math.ceil(resident * self.warps / SUBPARTITIONS))]
-        roles = [(math.ceil(warps / SUBPARTITIONS), self.path(loop, region)) for warps, region in self.roles]
-        return [(block, path) for block in range(resident) for here, path in roles for _ in range(here)]
+            return [(n, paths[0]) for n in range(math.ceil(resident * self.warps / SUBPARTITIONS))]
+        here = [math.ceil(warps / SUBPARTITIONS) for warps, _ in self.roles]
+        return [
+            (block, path) for block in range(resident) for n, path in zip(here, paths, strict=True) for _ in range(n)
+        ]
 
     def length(self, loop: Loop | None) -> float:
         """Instructions of one round of `loop`, inner loops as often as they run, all roles'."""
@@ -194,13 +200,22 @@ class _Run:
 
     def simulated_cycles(self, resident: int) -> float:
         """Clocks of the resident blocks from start to end."""
-
-        def clocks(loop: Loop | None) -> float:
-            return simulate(self.paths(loop, resident), SIMULATED_ROUNDS, self.model.card, self.model.assume)
-
         if self.length(None) <= WHOLE_PATH or not self.main_loops:
-            return clocks(None)
-        return sum(clocks(loop) * self.trips(loop) for loop in self.main_loops)
+            return self._clocks([None] * len(self.roles), resident)
+        if not self.launch.roles:
+            return sum(self._clocks([loop], resident) * self.trips(loop) for loop in self.main_loops)
+        loops: list[Loop | None] = []
+        for _, region in self.roles:
+            mine = [loop for loop in self.main_loops if loop.header in region]
+            if len(mine) != 1:
+                raise ValueError(
+                    f"a role runs {len(mine)} outermost loops of several rounds; only one can be simulated"
+                )
+            loops += mine
+        return self._clocks(loops, resident) * max(self.trips(loop) for loop in self.main_loops)
+
+    def _clocks(self, loops: list[Loop | None], resident: int) -> float:
+        return simulate(self.paths(loops, resident), SIMULATED_ROUNDS, self.model.card, self.model.assume)
 
 
 def loop_costs(model: KernelModel, launch: Launch, simulated_rounds: int = 4) -> list[LoopCost]:
