@@ -66,7 +66,7 @@ class ControlFlow:
             for block in blocks & self.dominators[inside.header]
             if not any(block in self.dominators[other] for other in elsewhere)
         ]
-        if not gates:
+        if not gates or 0 in gates:
             raise ValueError(f"all warps enter {inside.id}: it makes no role of its own")
         gate = min(gates, key=lambda block: len(self.dominators[block]))
         start = None if scope is None else scope.header

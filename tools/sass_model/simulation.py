@@ -93,7 +93,7 @@ class _Warp:
 
 
 def simulate(orders: list[tuple[int, list[Instruction]]], rounds: int, card: Card, assume: Assumptions) -> float:
-    """Cycles in which each warp does one round, in the steady state.
+    """Cycles in which each warp does one round, in the steady state; `rounds`, at least 2, are simulated.
 
     `orders`: a warp's block and the instructions of its round, for each warp of one sub-partition.
     """
@@ -103,17 +103,21 @@ def simulate(orders: list[tuple[int, list[Instruction]]], rounds: int, card: Car
         return prepare(instruction, card, assume)
 
     warps = [_Warp(block, [step_of(i) for i in order]) for block, order in orders]
-    _run(warps, rounds)
-    clocks = [(w.rounds[-1] - w.rounds[0]) / (len(w.rounds) - 1) for w in warps]
-    return len(warps) / sum(1 / max(1e-9, c) for c in clocks)  # harmonic mean
+    barriers = {(warp.block, sum(step.block_barrier for step in warp.steps)) for warp in warps}
+    if len(barriers) > len({warp.block for warp in warps}):
+        raise ValueError("warps of a block wait at different numbers of block barriers in a round: it would never end")
+    clock = _run(warps, rounds)
+    # A warp that others kept from issuing for the whole time adds next to nothing to the rounds per clock.
+    per_clock = [(len(w.rounds) - 1) / (w.rounds[-1] - w.rounds[0]) if len(w.rounds) > 1 else 1 / clock for w in warps]
+    return len(warps) / sum(per_clock)
 
 
-def _run(warps: list[_Warp], rounds: int) -> None:
-    """Until every warp has done its rounds, and two of them at least, which a rate takes."""
+def _run(warps: list[_Warp], rounds: int) -> float:
+    """Until every warp has done its rounds, or all together four times as many; the clock then."""
     busy: dict[str, float] = defaultdict(float)
     clock = 0.0
     last: _Warp | None = None
-    while min(len(w.rounds) for w in warps) < rounds:
+    while min(len(w.rounds) for w in warps) < rounds and sum(len(w.rounds) for w in warps) < 4 * rounds * len(warps):
         issue_at, chosen = _choose(warps, busy, clock, last)
         _issue(chosen, issue_at, busy)
         clock, last = issue_at + 1, chosen
@@ -124,6 +128,7 @@ def _run(warps: list[_Warp], rounds: int) -> None:
             chosen.at = 0
             chosen.rounds.append(clock)
         chosen.look_ahead()
+    return clock
 
 
 def _choose(warps: list[_Warp], busy: dict[str, float], clock: float, last: _Warp | None) -> tuple[float, _Warp]:
@@ -140,8 +145,6 @@ def _choose(warps: list[_Warp], busy: dict[str, float], clock: float, last: _War
             issue_at, candidates = ready, [warp]
         elif ready == issue_at:
             candidates.append(warp)
-    if not candidates:
-        raise RuntimeError("all warps wait at barriers: a round of one role has more of them than another's")
     chosen = last if last in candidates else min(candidates, key=lambda w: w.progress)
     return issue_at, chosen
 
