@@ -273,9 +273,7 @@ def test_occupancy_is_cudas_own(tmp_path):
     for line in lines:
         major, registers, shared, threads, blocks = map(int, line.split())
         fits = occupancy(registers, shared, threads, CARDS[major * 10])
-        # What the launch itself refuses, CUDA counts as none.
-        refused = registers * 32 > 65536 // (-(-threads // 128) * 4) // 8 * 8
-        assert fits.blocks == blocks or (refused and blocks == 0), line
+        assert fits.blocks == blocks, line
 
 
 # ---- time ----
