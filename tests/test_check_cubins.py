@@ -11,6 +11,7 @@ from tools.check_cubins import Row, listed, make_row, renew
 from tools.cubins import CompileError, LaunchLine, PtxasReport
 from tools.sass_model.bounds import Occupancy
 from tools.sass_model.disassembly import NO_BARRIER, Instruction, Kernel
+from tools.sass_model.kernels import Plan, Workload
 from tools.sass_model.predict import KernelModel
 
 PTXAS = """ptxas info    : 0 bytes gmem
@@ -71,8 +72,12 @@ def test_names_are_short():
 CLEAN = PtxasReport("k", registers=64, shared=512, stack=0, spills=0)
 
 
+def instruction(opcode: str) -> Instruction:
+    return Instruction(0, None, opcode, "", None, 1, NO_BARRIER, NO_BARRIER, 0)
+
+
 def row(report: PtxasReport = CLEAN, opcodes: tuple[str, ...] = (), line=None, bound: int | None = 256) -> Row:
-    code = [Instruction(0, None, opcode, "", None, 1, NO_BARRIER, NO_BARRIER, 0) for opcode in (*opcodes, "EXIT")]
+    code = [instruction(opcode) for opcode in (*opcodes, "EXIT")]
     model = KernelModel(Kernel("k", 90, report.registers, report.shared, report.stack, code))
     return make_row("some_op", "k", "sm_90", report, model, line, bound)
 
@@ -112,6 +117,21 @@ def test_tables_between_markers():
     assert page.startswith("# Title\n\n<!-- budgets: some_op -->\nBy nvcc 13.0.88.\n")
     assert "\n\nText.\n\n" in page and "old" not in page
     assert renew(page, [row()], "13.0.88") == page
+
+
+def test_predictions_table():
+    launch = Workload("k", "a launch", tokens=1000, blocks=132, device_bytes=3e6, plan=lambda _: Plan({}))
+    kernel = KernelModel(Kernel("k", 90, 32, instructions=[instruction("FFMA")] * 100 + [instruction("EXIT")]))
+    rows = [row()]
+    for workload in (launch, replace(launch, broadcast_shared_loads=True)):
+        rows[0].predictions.append((workload, check_cubins.predict_workload(kernel, workload, threads=512, shared=0)))
+    # 101 instructions of 16 warps on 4 sub-partitions; stall counts of 1, so issue binds the simulation too.
+    bound = 101 * 4 / 1755
+    figures = f"| {bound:.1f} (issue) | {bound:.1f} | {bound:.1f} | 1.0 | {bound:.2f} |"
+    assert check_cubins.predictions_table(rows)[2:] == [
+        f"| `k` | a launch {figures}",
+        f"| `k` | a launch, shared loads as broadcasts {figures}",
+    ]
 
 
 def test_a_page_is_stale_when_its_figures_differ_or_with_another_nvcc_its_kernels(tmp_path, monkeypatch):

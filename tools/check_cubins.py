@@ -178,9 +178,10 @@ def predictions_table(rows: list[Row]) -> list[str]:
     ]
     for row in rows:
         for workload, p in row.predictions:
+            what = workload.what + (", shared loads as broadcasts" if workload.broadcast_shared_loads else "")
             simulated, moved = ("-" if t is None else f"{t:.1f}" for t in (p.simulated_us, p.bytes_us))
             lines.append(
-                f"| `{row.kernel}` | {workload.what} | {p.bound_us:.1f} ({p.binds}) | {p.even_us:.1f} | {simulated} | "
+                f"| `{row.kernel}` | {what} | {p.bound_us:.1f} ({p.binds}) | {p.even_us:.1f} | {simulated} | "
                 f"{moved} | {p.bound_us * 1e3 / workload.tokens:.2f} |"
             )
     return lines
