@@ -1,105 +1,265 @@
 #!/usr/bin/env python3
-"""Compiles every csrc/cuda/*.cu to cubins for the architectures it names and gates on what ptxas says.
+"""Gates on every CUDA kernel's machine code, its budgets, and what the static model says of it. Needs nvcc, no GPU.
 
-A spill or a stack frame (register arrays indexed at run time show as one) fails. Prints registers and shared memory per
-kernel. Needs nvcc (CUDA_HOME/bin or PATH), no GPU.
+    tools/check_cubins.py                       # compile, gate, print both tables
+    tools/check_cubins.py selective_scan        # only this op's
+    tools/check_cubins.py --check               # and refuse if the tables in docs/ are not these (CI)
+    tools/check_cubins.py --write               # write them there
+
+A spill, a stack frame, a load or store of local memory, a block that fits no SM, or a launch line that is not true
+fails. Tables stand between markers in docs/*.md: `<!-- budgets: OP -->` or `<!-- predictions: OP -->`, and
+`<!-- end -->`; OP may be `all`. They hold for one nvcc: with another, --check compares only which kernels they list.
 """
 
 from __future__ import annotations
 
+import argparse
+import fnmatch
 import os
 import re
-import shutil
-import subprocess
 import sys
-import tempfile
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tools import cubins
+from tools.cubins import ROOT, CompileError, LaunchLine, PtxasReport
+from tools.sass_model.bounds import Occupancy
+from tools.sass_model.disassembly import ToolError, read_cubin
+from tools.sass_model.kernels import Workload, workloads
+from tools.sass_model.machine import Assumptions
+from tools.sass_model.predict import KernelModel, Launch, Prediction, predict
+
+JOBS = 2
+PREDICTED = ("sm_90", "sm_90a")  # on an H100
 
 
 @dataclass
-class Kernel:
-    name: str
+class Row:
+    """A kernel on an architecture."""
+
+    op: str
+    kernel: str
     arch: str
-    registers: int = 0
-    shared: int = 0
-    stack: int = 0
-    spills: int = 0
+    registers: int
+    shared: int  # static
+    dynamic: int
+    threads: int
+    occupancy: Occupancy
+    main_loop: tuple[int, float, str] | None  # own instructions, cycles a warp on the busiest pipe, that pipe
+    predictions: list[tuple[Workload, Prediction]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
 
-def find_nvcc() -> str:
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    nvcc = shutil.which("nvcc", path=f"{home}/bin") or shutil.which("nvcc")
-    if nvcc is None:
-        sys.exit("check_cubins: no nvcc in CUDA_HOME/bin, /usr/local/cuda/bin or on PATH")
-    return nvcc
+@dataclass
+class Result:
+    rows: list[Row] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
 
-def architectures(source: Path) -> list[str]:
-    """As setup.py: sm_90a for files named *_sm90.cu, else sm_80 (and sm_90, to see the registers there)."""
-    return ["sm_90a"] if source.stem.endswith("_sm90") else ["sm_80", "sm_90"]
+def check_source(nvcc: str, source: Path, arch: str, folder: Path) -> Result:
+    """One source for one architecture, in a process of its own."""
+    try:
+        compiled = cubins.compile_cubin(nvcc, source, arch, folder)
+        text = cubins.source_text(source)
+        lines = cubins.launch_lines(text)
+        bounds = cubins.launch_bounds(compiled.cubin)
+        kernels = {kernel.name: kernel for kernel in read_cubin(compiled.cubin)}
+    except (CompileError, ToolError) as error:
+        return Result(problems=[str(error)])
+    result = Result()
+    if not compiled.reports:
+        result.problems.append(f"{source.name}: no kernel for {arch}")
+    names = cubins.demangle([report.name for report in compiled.reports])
+    for line in lines:
+        if not any(fnmatch.fnmatchcase(name, line.pattern) for name in names):
+            result.problems.append(f"{source.name}: no kernel is called {line.pattern}, of a launch line")
+    if cubins.uses_dynamic_shared(text) and not any(line.shared for line in lines):
+        result.problems.append(f"{source.name}: uses dynamic shared memory, but no launch line says how much")
+    for name, report in zip(names, compiled.reports, strict=True):
+        model = KernelModel(kernels[report.name])
+        try:
+            row = make_row(
+                source.stem, name, arch, report, model, cubins.matching(lines, name), bounds.get(report.name)
+            )
+        except (CompileError, ValueError) as error:
+            result.problems.append(f"{source.name}, {name}, {arch}: {error}")
+            continue
+        result.rows.append(row)
+    return result
 
 
-def parse_ptxas(text: str) -> list[Kernel]:
-    """Kernels from `ptxas -v` output.
+def make_row(
+    op: str,
+    name: str,
+    arch: str,
+    report: PtxasReport,
+    model: KernelModel,
+    line: LaunchLine | None,
+    bound: int | None,
+) -> Row:
+    threads = line.threads if line else bound
+    if threads is None:
+        raise CompileError("neither __launch_bounds__ nor a launch line says how many threads a block has")
+    dynamic = line.shared if line else 0
+    fits = model.occupancy(threads, dynamic)
+    row = Row(op, name, arch, report.registers, report.shared, dynamic, threads, fits, main_loop(model))
+    local = model.opcodes["LDL"] + model.opcodes["STL"]
+    row.problems += [
+        text
+        for wrong, text in (
+            (report.spills, f"{report.spills} bytes spilled"),
+            (report.stack, f"a stack frame of {report.stack} bytes"),
+            (local, f"{local} loads and stores of local memory"),
+            (fits.blocks == 0, f"no block of {threads} threads fits an SM: {fits.limit}"),
+            (bound is not None and threads > bound, f"launched with {threads} threads, __launch_bounds__ {bound}"),
+        )
+        if wrong
+    ]
+    if arch in PREDICTED and not row.problems:
+        row.predictions = [
+            (workload, predict_workload(model, workload, threads, dynamic))
+            for workload in workloads(op)
+            if fnmatch.fnmatchcase(name, workload.kernel)
+        ]
+    return row
 
-    >>> parse_ptxas('''ptxas info : Compiling entry function '_Z1kv' for 'sm_80'
-    ... ptxas info : Function properties for _Z1kv
-    ...     8 bytes stack frame, 4 bytes spill stores, 0 bytes spill loads
-    ... ptxas info : Used 31 registers, 64 bytes smem''')
-    [Kernel(name='_Z1kv', arch='sm_80', registers=31, shared=64, stack=8, spills=4)]
-    """
-    kernels: list[Kernel] = []
-    for line in text.splitlines():
-        if match := re.search(r"Compiling entry function '(\S+)' for '(\S+)'", line):
-            kernels.append(Kernel(*match.groups()))
-        elif match := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
-            stack, stores, loads = map(int, match.groups())
-            kernels[-1].stack = max(kernels[-1].stack, stack)
-            kernels[-1].spills += stores + loads
-        elif match := re.search(r"Used (\d+) registers", line):
-            kernels[-1].registers = int(match[1])
-            shared = re.search(r"(\d+) bytes smem", line)
-            kernels[-1].shared = int(shared[1]) if shared else 0
-    return kernels
+
+def main_loop(model: KernelModel) -> tuple[int, float, str] | None:
+    """Of the loops without inner ones, that with most instructions, each counted once."""
+    innermost = [loop for loop in model.loops if not loop.children]
+    if not innermost:
+        return None
+    loop = max(innermost, key=model.size)
+    cycles, pipe = model.tally(loop).bound
+    return len(model.own(loop)), cycles, pipe
 
 
-def demangle(names: list[str]) -> list[str]:
-    text = subprocess.run(["c++filt", *names], capture_output=True, text=True, check=True).stdout
-    noise = r"^void |hymba::cuda::|\(anonymous namespace\)::|\(.*\)$|hymba::"
-    return [re.sub(noise, "", line) for line in text.splitlines()]
+def predict_workload(model: KernelModel, workload: Workload, threads: int, shared: int) -> Prediction:
+    model = KernelModel(model.kernel, Assumptions(broadcast_shared_loads=workload.broadcast_shared_loads), model.card)
+    trips, roles = workload.plan(model).by_id()
+    launch = Launch(threads, shared, workload.blocks, trips, roles, device_bytes=workload.device_bytes)
+    return predict(model, launch)
+
+
+def budgets_table(rows: list[Row]) -> list[str]:
+    """A line per kernel, both architectures beside each other."""
+    lines = [
+        "| kernel | threads | shared | sm_80: registers; blocks, warps an SM | sm_90 | main loop on sm_90 |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    by_kernel: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        by_kernel.setdefault(row.kernel, {})[row.arch[:5]] = row
+
+    def budget(row: Row | None) -> str:
+        fits = row.occupancy if row else None
+        return f"{row.registers}; {fits.blocks}, {fits.warps} ({fits.limit})" if row and fits else "-"
+
+    for kernel, archs in by_kernel.items():
+        row, hopper = next(iter(archs.values())), archs.get("sm_90")
+        loop = "-"
+        if hopper and hopper.main_loop:
+            instructions, cycles, pipe = hopper.main_loop
+            loop = f"{instructions} instructions, {cycles:g} cycles ({pipe})"
+        lines.append(
+            f"| `{kernel}` | {row.threads} | {row.shared} + {row.dynamic} | {budget(archs.get('sm_80'))} | "
+            f"{budget(hopper)} | {loop} |"
+        )
+    return lines
+
+
+def predictions_table(rows: list[Row]) -> list[str]:
+    lines = [
+        "| kernel | launch | bound us | evenly spread us | simulated us | bytes us | bound ns a token |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        for workload, p in row.predictions:
+            what = workload.what + (", shared loads as broadcasts" if workload.broadcast_shared_loads else "")
+            simulated, moved = ("-" if t is None else f"{t:.1f}" for t in (p.simulated_us, p.bytes_us))
+            lines.append(
+                f"| `{row.kernel}` | {what} | {p.bound_us:.1f} ({p.binds}) | {p.even_us:.1f} | {simulated} | "
+                f"{moved} | {p.bound_us * 1e3 / workload.tokens:.2f} |"
+            )
+    return lines
+
+
+MARKED = re.compile(r"<!-- (budgets|predictions): (\w+) -->\n(.*?)<!-- end -->", re.DOTALL)
+
+
+def renew(page: str, rows: list[Row], nvcc: str) -> str:
+    """A page of docs/ with its tables made anew."""
+
+    def block(match: re.Match[str]) -> str:
+        kind, op = match[1], match[2]
+        mine = [row for row in rows if op in ("all", row.op)]
+        table = budgets_table(mine) if kind == "budgets" else predictions_table(mine)
+        note = f"By nvcc {nvcc}" + ("." if kind == "budgets" else ", predicted for an H100 SXM; measured: not yet.")
+        return f"<!-- {kind}: {op} -->\n" + "\n".join([note, "", *table]) + "\n<!-- end -->"
+
+    return MARKED.sub(block, page)
+
+
+def listed(page: str, whole: bool) -> list[str]:
+    """The tables of a page, or the kernels in them."""
+    tables = [match[3] for match in MARKED.finditer(page)]
+    return (
+        tables if whole else [name for table in tables for name in re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE)]
+    )
+
+
+def update_docs(rows: list[Row], nvcc: str, write: bool) -> list[str]:
+    """Pages whose tables are out of date; with `write` they are no longer."""
+    stale = []
+    for path in sorted(ROOT.glob("docs/*.md")):
+        page = path.read_text()
+        new = renew(page, rows, nvcc)
+        if write:
+            path.write_text(new)
+            continue
+        same_compiler = f"By nvcc {nvcc}" in page
+        if listed(page, same_compiler) != listed(new, same_compiler):
+            stale.append(f"docs/{path.name} is out of date: run tools/check_cubins.py --write and read what changed")
+    return stale
 
 
 def main() -> int:
-    nvcc = find_nvcc()
-    failed = False
-    print(f"{'kernel':58} {'arch':7} {'registers':>9} {'shared':>7} {'stack':>6} {'spills':>6}")
-    for source in sorted(ROOT.glob("csrc/cuda/*.cu")):
-        for arch in architectures(source):
-            with tempfile.TemporaryDirectory() as folder:
-                command = [nvcc, "-std=c++20", "-O3", f"-I{ROOT}/csrc", f"-arch={arch}", "-cubin", "-Xptxas", "-v"]
-                run = subprocess.run(
-                    [*command, str(source), "-o", f"{folder}/out.cubin"], capture_output=True, text=True
-                )
-            if run.returncode != 0:
-                print(run.stdout + run.stderr)
-                print(f"{source.name}: does not compile for {arch}")
-                failed = True
-                continue
-            kernels = parse_ptxas(run.stderr + run.stdout)
-            if not kernels:
-                print(f"{source.name}: ptxas reported no kernel for {arch}")
-                failed = True
-            for kernel, name in zip(kernels, demangle([k.name for k in kernels]) if kernels else [], strict=True):
-                bad = kernel.stack > 0 or kernel.spills > 0
-                failed = failed or bad
-                print(
-                    f"{name:58} {kernel.arch:7} {kernel.registers:9} {kernel.shared:7} {kernel.stack:6} "
-                    f"{kernel.spills:6}{'  <- spills or stack frame' if bad else ''}"
-                )
-    return 1 if failed else 0
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ops", nargs="*", help="default: all")
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    if options.ops and (options.check or options.write):
+        parser.error("--check and --write take all ops")
+    chosen = [source for source in cubins.sources() if not options.ops or source.stem in options.ops]
+    if not chosen:
+        parser.error(f"no csrc/cuda/*.cu is called {' or '.join(options.ops)}")
+    try:
+        nvcc = cubins.find_nvcc()
+        version = cubins.nvcc_version(nvcc)
+    except CompileError as error:
+        sys.exit(f"check_cubins: {error}")
+    folder = ROOT / "build" / "cubins"
+    folder.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(min(JOBS, os.cpu_count() or 1)) as pool:
+        jobs = [
+            pool.submit(check_source, nvcc, source, arch, folder)
+            for source in chosen
+            for arch in cubins.architectures(source)
+        ]
+        results = [job.result() for job in jobs]
+    rows = sorted((row for result in results for row in result.rows), key=lambda row: (row.op, row.kernel, row.arch))
+    problems = [text for result in results for text in result.problems]
+    problems += [f"{row.kernel}, {row.arch}: {text}" for row in rows for text in row.problems]
+    print("\n".join([*budgets_table(rows), "", *predictions_table(rows)]))
+    if not problems and (options.check or options.write):
+        problems += update_docs(rows, version, options.write)
+    for problem in problems:
+        print(f"check_cubins: {problem}", file=sys.stderr)
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

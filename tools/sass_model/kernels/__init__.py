@@ -1,0 +1,69 @@
+"""Launches of this project's kernels that are predicted: one module per op, named as its csrc/cuda/<op>.cu.
+
+A module has `WORKLOADS`, a list of `Workload`. Block size and shared memory are the source's own (`// launch:` lines
+and __launch_bounds__, see tools/cubins.py). Trip counts are functions of the kernel's loops, because loop numbers and
+unrolling change with the compiler: find a loop by what it does (`most`), and count its rounds by work (`rounds`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from tools.sass_model.control_flow import Loop
+from tools.sass_model.predict import REST, KernelModel
+
+__all__ = ["REST", "Plan", "Workload", "most", "rounds", "workloads"]
+
+# The 1.5B layer that the predictions are for.
+TOKENS, META_TOKENS = 8192, 128
+HIDDEN, INNER = 1600, 3200
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How often each loop of a kernel runs, and which warps run what."""
+
+    trips: dict[Loop, float]  # rounds per entry; loops left out: 1
+    roles: tuple[
+        tuple[int, Loop | None], ...
+    ] = ()  # warps of a block and the loop that only they enter, None: the rest
+
+    def by_id(self) -> tuple[dict[str, float], tuple[tuple[int, str], ...]]:
+        roles = tuple((warps, loop.id if loop else REST) for warps, loop in self.roles)
+        return {loop.id: trips for loop, trips in self.trips.items()}, roles
+
+
+@dataclass(frozen=True)
+class Workload:
+    kernel: str  # as tools/check_cubins.py prints it, with * and ?
+    what: str
+    tokens: int  # of all sequences, meta tokens too
+    blocks: int
+    device_bytes: float
+    plan: Callable[[KernelModel], Plan]
+    broadcast_shared_loads: bool = False
+
+
+def workloads(op: str) -> list[Workload]:
+    """Those of csrc/cuda/<op>.cu; none where nobody has described any."""
+    name = f"{__name__}.{op}"
+    if importlib.util.find_spec(name) is None:
+        return []
+    found: list[Workload] = importlib.import_module(name).WORKLOADS
+    return found
+
+
+def most(model: KernelModel, opcode: str, loops: Iterable[Loop] | None = None) -> Loop:
+    """The loop with most of its own instructions of that kind, as "MUFU.EX2"."""
+    return max(model.loops if loops is None else loops, key=lambda loop: model.count(loop, opcode))
+
+
+def rounds(model: KernelModel, loop: Loop, opcode: str, total: float) -> float:
+    """Rounds of a loop in which a warp issues `total` instructions of a kind, however the compiler unrolled it."""
+    each = model.count(loop, opcode)
+    if each == 0:
+        raise ValueError(f"{loop.id} of {model.kernel.name} has no {opcode}")
+    return total / each
