@@ -1,0 +1,139 @@
+// Who did it and where: names and source lines of code addresses, by addr2line from the debug information.
+#include <cxxabi.h>
+#include <dlfcn.h>
+#include <execinfo.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "engine.h"
+
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace hymba::emulator {
+namespace {
+
+constexpr int kMaxFrames = 24;
+
+struct Frame {
+  std::string function, place;
+};
+
+std::string read_command(const std::string& command) {
+  std::string text;
+  FILE* pipe = popen(command.c_str(), "r");
+  if (pipe == nullptr) return text;
+  char part[4096];
+  while (size_t n = fread(part, 1, sizeof part, pipe)) text.append(part, n);
+  pclose(pipe);
+  return text;
+}
+
+// The function at a code address of this library and those inlined there, innermost first.
+std::vector<Frame> frames_at(const void* pc) {
+  Dl_info info;
+  Dl_info self;
+  if (!dladdr(pc, &info) || !dladdr(reinterpret_cast<const void*>(&report_crashes), &self)) return {};
+  if (info.dli_fbase != self.dli_fbase) return {};
+  char command[512];
+  snprintf(command, sizeof command, "env -u LD_PRELOAD addr2line -Cfi -e '%s' 0x%zx 2>/dev/null", self.dli_fname,
+           static_cast<size_t>(static_cast<const char*>(pc) - static_cast<const char*>(info.dli_fbase)));
+  const std::string text = read_command(command);
+  std::vector<Frame> frames;
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t middle = text.find('\n', begin);
+    const size_t end = middle == std::string::npos ? middle : text.find('\n', middle + 1);
+    if (end == std::string::npos) break;
+    frames.push_back({text.substr(begin, middle - begin), text.substr(middle + 1, end - middle - 1)});
+    begin = end + 1;
+  }
+  return frames;
+}
+
+std::string short_name(std::string name) {
+  for (const std::string noise : {"hymba::cuda::", "hymba::", "(anonymous namespace)::"})
+    for (size_t at; (at = name.find(noise)) != std::string::npos;) name.erase(at, noise.size());
+  // Parameters go; template arguments stay.
+  int depth = 0;
+  for (size_t i = 0; i < name.size(); ++i) {
+    depth += name[i] == '<' ? 1 : name[i] == '>' ? -1 : 0;
+    if (depth == 0 && name[i] == '(') return name.substr(0, i);
+  }
+  return name;
+}
+
+bool is_emulator(const Frame& frame) {
+  return frame.function.find("emulator::") != std::string::npos || frame.function.rfind("__tsan_", 0) == 0 ||
+         frame.function.rfind("std::", 0) == 0 || frame.place.rfind("??", 0) == 0;
+}
+
+std::string frame_lines(void* pc) {
+  std::string text;
+  for (const Frame& frame : frames_at(static_cast<char*>(pc) - 1))  // the call, not what follows it
+    if (!is_emulator(frame)) text += "\n    " + frame.place + " in " + short_name(frame.function);
+  return text;
+}
+
+#ifdef __SANITIZE_ADDRESS__
+void say_where() {
+  if (current != nullptr) fprintf(stderr, "in %s\n", describe_running_thread().c_str());
+}
+#else
+void say_where_and_die(int number) {
+  signal(number, SIG_DFL);
+  fprintf(stderr, "%s", strsignal(number));
+  if (current != nullptr) fprintf(stderr, " in %s%s", describe_running_thread().c_str(), call_stack().c_str());
+  fprintf(stderr, "\n");
+  raise(number);
+}
+#endif
+
+}  // namespace
+
+std::string describe_address(void* pc) {
+  return frame_lines(pc);
+}
+
+std::string call_stack() {
+  void* frames[kMaxFrames];
+  const int count = backtrace(frames, kMaxFrames);
+  std::string text;
+  for (int i = 0; i < count; ++i) text += frame_lines(frames[i]);
+  return text;
+}
+
+std::string describe_running_thread() {
+  const auto frames = frames_at(block->launch->kernel);
+  std::string text = frames.empty() ? "a kernel" : short_name(frames.back().function);
+  char place[128];
+  snprintf(place, sizeof place, ", block (%u, %u, %u)", current_block.x, current_block.y, current_block.z);
+  text += place;
+  if (current == nullptr) return text;
+  const uint3 t = current->thread;
+  snprintf(place, sizeof place, ", thread (%u, %u, %u)", t.x, t.y, t.z);
+  return text + place;
+}
+
+void report_crashes() {
+  static bool done = false;
+  if (done) return;
+  done = true;
+#ifdef __SANITIZE_ADDRESS__
+  __sanitizer_set_death_callback(say_where);
+#else
+  static char stack[1 << 16];
+  const stack_t alternative{.ss_sp = stack, .ss_flags = 0, .ss_size = sizeof stack};
+  sigaltstack(&alternative, nullptr);
+  struct sigaction action = {};
+  action.sa_handler = say_where_and_die;
+  action.sa_flags = SA_ONSTACK;
+  for (const int number : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT}) sigaction(number, &action, nullptr);
+#endif
+}
+
+}  // namespace hymba::emulator
