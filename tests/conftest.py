@@ -18,7 +18,9 @@ from emulator.ops import EmulatedOps  # noqa: E402
 
 def pytest_addoption(parser):
     group = parser.getgroup("emulated CUDA kernels")
-    group.addoption("--emulator-mode", default="ascending", choices=MODES, help="how they run (tests/emulator/README.md)")
+    group.addoption(
+        "--emulator-mode", default="ascending", choices=MODES, help="how they run (tests/emulator/README.md)"
+    )
     group.addoption("--no-emulator", action="store_true", help="leave them out, where they cannot be built")
 
 

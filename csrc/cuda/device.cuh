@@ -47,8 +47,7 @@ int launch_kernel(void (*kernel)(Parameters...), const LaunchShape& shape, [[may
                                                    static_cast<int>(shape.shared_bytes));
     if (error != cudaSuccess) return error;
   }
-  kernel<<<shape.grid, shape.block, shape.shared_bytes, static_cast<cudaStream_t>(stream)>>>(
-      arguments...);
+  kernel<<<shape.grid, shape.block, shape.shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
   return cudaGetLastError();
 #else
   emulator::run_kernel(kernel, shape.grid, shape.block, shape.shared_bytes, arguments...);

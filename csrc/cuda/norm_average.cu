@@ -6,6 +6,7 @@
 
 #include "core/dtype.h"
 #include "cuda/device.cuh"
+#include "cuda/primitives/math.cuh"
 #include "cuda/primitives/memory.cuh"
 #include "cuda/primitives/warp.cuh"
 
@@ -18,8 +19,8 @@ constexpr int kWarps = kThreads / kWarpSize;
 template <class T>
 using Values = compute_t<T>[kPackCount<T>];
 
-// kPackCount<T> elements of global memory as compute values; elements from `left` on are zero. `S` is T, or float for
-// weights in float32, which then take two packs.
+// kPackCount<T> elements of global memory as compute values; elements from `left` on are zero. `S` is T, or
+// float for weights in float32, which then take two packs.
 template <class T, bool kPacks, class S>
 __device__ __forceinline__ void load_values(Values<T>& out, const S* p, int64_t left) {
   constexpr int kCount = kPackCount<T>, kPart = kPackCount<S> < kCount ? kPackCount<S> : kCount;
@@ -28,11 +29,11 @@ __device__ __forceinline__ void load_values(Values<T>& out, const S* p, int64_t 
     for (int part = 0; part < kCount; part += kPart) {
       const auto pack = load_constant<kPart>(p + part);
 #pragma unroll
-      for (int i = 0; i < kPart; ++i) out[part + i] = to_compute(pack[i]);
+      for (int i = 0; i < kPart; ++i) out[part + i] = widen(pack[i]);
     }
   } else {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) out[i] = i < left ? compute_t<T>(to_compute(p[i])) : compute_t<T>(0);
+    for (int i = 0; i < kCount; ++i) out[i] = i < left ? compute_t<T>(widen(p[i])) : compute_t<T>(0);
   }
 }
 
@@ -49,9 +50,7 @@ __device__ __forceinline__ void load_weights(Values<T>& out, const void* weight,
 template <class T, bool kPacks>
 __device__ __forceinline__ void store_values(T* p, const Values<T>& values, int64_t left) {
   constexpr int kCount = kPackCount<T>;
-  Pack<T, kCount> rounded;
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) from_compute(rounded[i], values[i]);
+  const Pack<T, kCount> rounded = narrow<T>(values);
   if constexpr (kPacks) {
     store(p, rounded);
   } else {
@@ -96,7 +95,8 @@ __global__ void __launch_bounds__(kThreads) norm_average_kernel(NormAverageParam
     load_weights<T, kPacks>(attn_weight, p.attn_weight, p.attn_weight_is_f32, d, left);
     load_weights<T, kPacks>(ssm_weight, p.ssm_weight, p.ssm_weight_is_f32, d, left);
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) a[i] = a[i] * attn_scale * attn_weight[i] + s[i] * ssm_scale * ssm_weight[i];
+    for (int i = 0; i < kCount; ++i)
+      a[i] = a[i] * attn_scale * attn_weight[i] + s[i] * ssm_scale * ssm_weight[i];
     store_values<T, kPacks>(out + d, a, left);
   }
 }

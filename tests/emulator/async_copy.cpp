@@ -1,5 +1,6 @@
-// cp.async: a copy may arrive at any time from its issue to the wait for its group. Both ends are tried: late, with NaN in
-// the destination until then, and eager.
+// cp.async: a copy may arrive at any time from its issue to the wait for its group. Both ends are tried:
+// late, with NaN in the destination until then, and eager.
+#include <algorithm>
 #include <cstring>
 
 #include "engine.h"
@@ -44,7 +45,8 @@ void async_wait(int pending) {
 
 bool has_pending_copies(const Fiber& fiber) {
   const AsyncCopies& copies = block->copies[fiber.number];
-  return !copies.open.empty() || !copies.groups.empty();
+  const auto has_copies = [](const std::vector<AsyncCopy>& group) { return !group.empty(); };
+  return has_copies(copies.open) || std::any_of(copies.groups.begin(), copies.groups.end(), has_copies);
 }
 
 }  // namespace hymba::emulator

@@ -1,4 +1,5 @@
-// CUDA's built-in variables and functions, as far as kernels use them. One that is missing is a compile error.
+// CUDA's built-in variables and functions, as far as kernels use them. One that is missing is a compile
+// error.
 #pragma once
 #include <algorithm>
 #include <bit>
@@ -21,7 +22,8 @@ using std::min;
 inline void __syncthreads(hymba::emulator::Site site = hymba::emulator::Site::current()) {
   hymba::emulator::block_barrier(site);
 }
-inline void __syncwarp(uint32_t mask = 0xffffffffu, hymba::emulator::Site site = hymba::emulator::Site::current()) {
+inline void __syncwarp(uint32_t mask = 0xffffffffu,
+                       hymba::emulator::Site site = hymba::emulator::Site::current()) {
   hymba::emulator::syncwarp(mask, site);
 }
 inline void __threadfence() {}
@@ -48,7 +50,8 @@ T shuffle(uint32_t mask, T value, int source, const char* name, const Site& site
       if (!(mask >> lane & 1)) continue;
       auto& to = *static_cast<Shuffle<T>*>(lanes[lane]);
       if (!(mask >> to.source & 1))
-        fail("a shuffle of lanes %08x: lane %d reads lane %d, which is not one of them", mask, lane, to.source);
+        fail("a shuffle of lanes %08x: lane %d reads lane %d, which is not one of them", mask, lane,
+             to.source);
       to.result = static_cast<const Shuffle<T>*>(lanes[to.source])->value;
     }
   };
@@ -70,7 +73,8 @@ T reduce(uint32_t mask, T value, const char* name, const Site& site) {
         T all = *static_cast<T*>(lanes[std::countr_zero(mask)]);
         for (uint32_t rest = mask & (mask - 1); rest != 0; rest &= rest - 1)
           all = Operation()(all, *static_cast<T*>(lanes[std::countr_zero(rest)]));
-        for (uint32_t rest = mask; rest != 0; rest &= rest - 1) *static_cast<T*>(lanes[std::countr_zero(rest)]) = all;
+        for (uint32_t rest = mask; rest != 0; rest &= rest - 1)
+          *static_cast<T*>(lanes[std::countr_zero(rest)]) = all;
       },
       &value, name, site);
   return value;
@@ -111,18 +115,21 @@ inline uint32_t __ballot_sync(uint32_t mask, int predicate,
   const uint32_t bit = predicate != 0 ? 1u << hymba::emulator::lane_index() : 0;
   return hymba::emulator::reduce<std::bit_or<uint32_t>>(mask, bit, "__ballot_sync", site);
 }
-inline int __any_sync(uint32_t mask, int predicate, hymba::emulator::Site site = hymba::emulator::Site::current()) {
+inline int __any_sync(uint32_t mask, int predicate,
+                      hymba::emulator::Site site = hymba::emulator::Site::current()) {
   return __ballot_sync(mask, predicate, site) != 0;
 }
-inline int __all_sync(uint32_t mask, int predicate, hymba::emulator::Site site = hymba::emulator::Site::current()) {
+inline int __all_sync(uint32_t mask, int predicate,
+                      hymba::emulator::Site site = hymba::emulator::Site::current()) {
   return __ballot_sync(mask, predicate, site) == mask;
 }
 
 // ---- atomics ----
 
 namespace hymba::emulator {
+// Not instrumented: its accesses are the atomic one that it announces.
 template <class T, class Change>
-T atomic_change(T* p, Change change, const char* name) {
+__attribute__((noinline, no_sanitize("thread"))) T atomic_change(T* p, Change change, const char* name) {
   check_atomic(p, sizeof(T), name);
   T before;
   std::memcpy(&before, p, sizeof(T));  // blocks and threads take turns: nobody comes between

@@ -92,15 +92,20 @@ class Worker:
 def _environment(flavour: str) -> dict[str, str]:
     environment = dict(os.environ, PYTHONPATH=str(TESTS))
     if flavour == "sanitized":
-        # Python itself is not built with ASan, so its run time must be loaded first. Leaks are Python's own.
-        compiler = environment.get("CXX", "g++")
-        library = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
-        if not os.path.isabs(library):
-            raise BuildError(f"{compiler} has no libasan.so")
-        environment["LD_PRELOAD"] = library
+        # Python itself is not built with ASan, so its run time must be loaded first, and libstdc++ for its hooks of
+        # exceptions. Leaks are Python's own. The module says where an abort came from.
+        environment["LD_PRELOAD"] = f"{_compiler_library('libasan.so')} {_compiler_library('libstdc++.so')}"
         environment["ASAN_OPTIONS"] = "detect_leaks=0"
-        environment["UBSAN_OPTIONS"] = "print_stacktrace=1"
+        environment["UBSAN_OPTIONS"] = "print_stacktrace=1:abort_on_error=1"
     return environment
+
+
+def _compiler_library(name: str) -> str:
+    compiler = os.environ.get("CXX", "g++")
+    path = subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+    if not os.path.isabs(path):
+        raise BuildError(f"{compiler} has no {name}")
+    return path
 
 
 class Client:

@@ -20,18 +20,18 @@ struct dim3 {
 };
 
 // Aligned as on the GPU: a misaligned access through one of these is what UBSan reports.
-#define HYMBA_VECTOR_TYPES(name, Scalar)                                         \
-  struct alignas(2 * sizeof(Scalar)) name##2 {                                   \
-    Scalar x, y;                                                                 \
-  };                                                                             \
-  struct alignas(4 * sizeof(Scalar) < 16 ? 4 * sizeof(Scalar) : 16) name##4 {    \
-    Scalar x, y, z, w;                                                           \
-  };                                                                             \
-  inline name##2 make_##name##2(Scalar x, Scalar y) {                            \
-    return {x, y};                                                               \
-  }                                                                              \
-  inline name##4 make_##name##4(Scalar x, Scalar y, Scalar z, Scalar w) {        \
-    return {x, y, z, w};                                                         \
+#define HYMBA_VECTOR_TYPES(name, Scalar)                                      \
+  struct alignas(2 * sizeof(Scalar)) name##2 {                                \
+    Scalar x, y;                                                              \
+  };                                                                          \
+  struct alignas(4 * sizeof(Scalar) < 16 ? 4 * sizeof(Scalar) : 16) name##4 { \
+    Scalar x, y, z, w;                                                        \
+  };                                                                          \
+  inline name##2 make_##name##2(Scalar x, Scalar y) {                         \
+    return {x, y};                                                            \
+  }                                                                           \
+  inline name##4 make_##name##4(Scalar x, Scalar y, Scalar z, Scalar w) {     \
+    return {x, y, z, w};                                                      \
   }
 HYMBA_VECTOR_TYPES(char, signed char)
 HYMBA_VECTOR_TYPES(uchar, unsigned char)

@@ -1,4 +1,5 @@
-// What csrc/cuda/device.cuh includes under g++: CUDA's words, and shared memory's two macros. README.md says how it works.
+// What csrc/cuda/device.cuh includes under g++: CUDA's words, and shared memory's two macros. README.md says
+// how it works.
 #pragma once
 #include <tuple>
 #include <utility>
@@ -7,9 +8,9 @@
 #include "cuda_types.h"
 #include "runtime.h"
 
-#define HYMBA_SHARED(Type, name)                                                         \
-  static char name##_key;                                                                \
-  auto& name = *static_cast<std::type_identity_t<Type>*>(                                \
+#define HYMBA_SHARED(Type, name)                          \
+  static char name##_key;                                 \
+  auto& name = *static_cast<std::type_identity_t<Type>*>( \
       ::hymba::emulator::static_shared(&name##_key, sizeof(Type), alignof(std::type_identity_t<Type>)))
 #define HYMBA_SITE , ::hymba::emulator::Site site = ::hymba::emulator::Site::current()
 #define HYMBA_AT , site

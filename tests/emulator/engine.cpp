@@ -68,13 +68,16 @@ std::string deadlock() {
     const auto same = [&](const Fiber* other) { return waits_at_same_place(fiber, *other); };
     if (fiber.state != Fiber::State::waiting || std::any_of(seen.begin(), seen.end(), same)) continue;
     seen.push_back(&fiber);
-    const auto count = std::count_if(block->fiber.begin(), block->fiber.begin() + block->threads, [&](auto& other) {
-      return other.state == Fiber::State::waiting && waits_at_same_place(fiber, other);
-    });
-    text += "\n    " + std::to_string(count) + " threads, the first of them number " + std::to_string(i) + ", wait in " +
-            fiber.wait_name + " at " + fiber.wait_site.file_name() + ":" + std::to_string(fiber.wait_site.line());
+    const auto count =
+        std::count_if(block->fiber.begin(), block->fiber.begin() + block->threads, [&](auto& other) {
+          return other.state == Fiber::State::waiting && waits_at_same_place(fiber, other);
+        });
+    text += "\n    " + std::to_string(count) + " threads, the first of them number " + std::to_string(i) +
+            ", wait in " + fiber.wait_name + " at " + fiber.wait_site.file_name() + ":" +
+            std::to_string(fiber.wait_site.line());
   }
-  return text + "\n    " + std::to_string(block->done) + " of " + std::to_string(block->threads) + " threads have returned";
+  return text + "\n    " + std::to_string(block->done) + " of " + std::to_string(block->threads) +
+         " threads have returned";
 }
 
 void start_block(const Launch& launch, uint3 index, uint64_t number) {
@@ -96,7 +99,8 @@ void start_block(const Launch& launch, uint3 index, uint64_t number) {
   }
   for (int i = 0; i < b.threads; ++i) {
     const unsigned n = static_cast<unsigned>(i), x = launch.block.x, y = launch.block.y;
-    b.fiber[i] = {.thread = {n % x, n / x % y, n / (x * y)}, .number = i, .lane = i % kWarp, .warp = i / kWarp};
+    b.fiber[i] = {
+        .thread = {n % x, n / x % y, n / (x * y)}, .number = i, .lane = i % kWarp, .warp = i / kWarp};
     b.copies[i] = {};
     prepare_fiber(b.fiber[i]);
   }

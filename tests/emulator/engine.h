@@ -1,4 +1,5 @@
-// The emulator's state: one block at a time, each of its threads a fiber. Only the emulator's own files see this.
+// The emulator's state: one block at a time, each of its threads a fiber. Only the emulator's own files see
+// this.
 #pragma once
 #include <array>
 #include <deque>
@@ -13,10 +14,10 @@ constexpr int kWarp = 32;
 constexpr int kMaxThreads = 1024;
 constexpr int kMaxWarps = kMaxThreads / kWarp;
 constexpr size_t kStackBytes = 256 * 1024;
-constexpr size_t kArenaBytes = 512 * 1024;         // shared memory of the block, red zones included
+constexpr size_t kArenaBytes = 512 * 1024;  // shared memory of the block, red zones included
 // What a launch may ask for: 227 KiB and the carver's red zones.
 constexpr size_t kMaxSharedBytes = 227 * 1024 + 64 * 2 * kRedZoneBytes;
-constexpr unsigned char kUninitialised = 0xff;     // a NaN in every floating type
+constexpr unsigned char kUninitialised = 0xff;  // a NaN in every floating type
 
 struct Fiber {
   enum class State : uint8_t { ready, waiting, done };
@@ -56,12 +57,12 @@ struct Clock {
 };
 
 struct Barrier {
-  uint32_t warps = 0;                           // that have arrived
-  int expected = 0;                             // warps that complete it
-  std::array<uint32_t, kMaxWarps> lanes{};      // that have arrived, of each warp
-  std::array<Site, kMaxWarps> site{};           // where the first lane of each warp came
-  std::array<bool, kMaxWarps> waits{};          // bar.sync, not bar.arrive
-  const Site* first = nullptr;                  // where the first lane of all came
+  uint32_t warps = 0;                       // that have arrived
+  int expected = 0;                         // warps that complete it
+  std::array<uint32_t, kMaxWarps> lanes{};  // that have arrived, of each warp
+  std::array<Site, kMaxWarps> site{};       // where the first lane of each warp came
+  std::array<bool, kMaxWarps> waits{};      // bar.sync, not bar.arrive
+  const Site* first = nullptr;              // where the first lane of all came
   Clock clock{};
 };
 
@@ -108,9 +109,9 @@ struct Block {
 extern Block* const block;
 
 // fiber.cpp
-void prepare_fiber(Fiber& fiber);          // to start at thread_main()
+void prepare_fiber(Fiber& fiber);                             // to start at thread_main()
 void resume(Fiber* from, Fiber* to, bool from_ends = false);  // null: the launching thread
-[[noreturn]] void thread_main();           // engine.cpp
+[[noreturn]] void thread_main();                              // engine.cpp
 
 // engine.cpp
 void make_ready(Fiber& fiber);
@@ -127,7 +128,7 @@ void in_wake_order(int count, Visit visit) {
 
 // shared_memory.cpp
 void begin_shared_memory(size_t dynamic_bytes);
-std::string broken_red_zone();             // what was written into one, or ""
+std::string broken_red_zone();  // what was written into one, or ""
 
 // async_copy.cpp
 bool has_pending_copies(const Fiber& fiber);
@@ -135,16 +136,16 @@ bool has_pending_copies(const Fiber& fiber);
 // races.cpp
 void begin_launch_races();
 void begin_block_races();
-void warp_synchronised(int warp);                    // the lanes of a warp with each other
+void warp_synchronised(int warp);  // the lanes of a warp with each other
 void arrive(Clock& barrier, int warp);
 void leave(const Clock& barrier, int warp);
 enum class Access { read, write, atomic };
 void check_races(const void* p, size_t bytes, Access access, void* pc);
 
 // report.cpp
-std::string describe_running_thread();     // kernel, block, thread
-std::string call_stack();                  // of the running thread, a line each
-std::string describe_address(void* pc);    // function and source line
+std::string describe_running_thread();   // kernel, block, thread
+std::string call_stack();                // of the running thread, a line each
+std::string describe_address(void* pc);  // function and source line
 void report_crashes();
 
 }  // namespace hymba::emulator

@@ -78,5 +78,9 @@ def ship(tensor: torch.Tensor) -> Shipped:
 def unship(shipped: Shipped) -> torch.Tensor:
     """A contiguous tensor; uint16 is bfloat16."""
     dtype = {name: dtype for dtype, name in NUMPY_NAMES.items()}[shipped.dtype]
-    memory = torch.frombuffer(bytearray(shipped.memory), dtype=torch.uint8) if shipped.memory else torch.empty(0, dtype=torch.uint8)
+    memory = (
+        torch.frombuffer(bytearray(shipped.memory), dtype=torch.uint8)
+        if shipped.memory
+        else torch.empty(0, dtype=torch.uint8)
+    )
     return memory.view(dtype).view(shipped.shape)

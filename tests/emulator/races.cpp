@@ -1,6 +1,7 @@
-// The race checker: for every byte of shared and watched global memory its last write and some reads since, each with the
-// epoch of its warp. An access that did not happen before the present one is reported, whatever the schedule. Accesses come
-// from the hooks that -fsanitize=thread puts into kernel files (no libtsan is linked) and from check_read and its like.
+// The race checker: for every byte of shared and watched global memory its last write and some reads since,
+// each with the epoch of its warp. An access that did not happen before the present one is reported, whatever
+// the schedule. Accesses come from the hooks that -fsanitize=thread puts into kernel files (no libtsan is
+// linked) and from check_read and its like.
 #include <algorithm>
 #include <memory>
 
@@ -60,7 +61,8 @@ struct Checker {
   [[noreturn]] void report(const void* byte, const Past& past, const char* what) const;
 
   void check(Cell& cell, const void* byte, bool writes) const {
-    if (conflicts(cell.write)) report(byte, cell.write, writes ? "writes after a write" : "reads after a write");
+    if (conflicts(cell.write))
+      report(byte, cell.write, writes ? "writes after a write" : "reads after a write");
     if (!writes) return;
     for (const Past& read : cell.reads)
       if (conflicts(read)) report(byte, read, "writes after a read");
@@ -73,8 +75,8 @@ struct Checker {
     cell.write = now;
     for (Past& read : cell.reads) read.generation = 0;
   }
-  // A read that need not be remembered any more, or one of several that would all show the same race. One of another block
-  // is kept as long as there is one.
+  // A read that need not be remembered any more, or one of several that would all show the same race. One of
+  // another block is kept as long as there is one.
   Past& slot_for_read(Cell& cell) const {
     Past* other = nullptr;
     for (Past& read : cell.reads) {
@@ -97,9 +99,12 @@ void Checker::report(const void* byte, const Past& past, const char* what) const
   const uintptr_t here = reinterpret_cast<uintptr_t>(&check_races);
   const uintptr_t code = (here & ~(half - 1)) | past.code;
   const std::string other = describe_address(reinterpret_cast<void*>(code));
-  const std::string who = of_other_block(past) ? "a thread of another block" : "thread number " + std::to_string(past.thread);
-  fail("data race on %s memory at %p: %s by %s that no synchronisation orders before it; the other access:%s\n  this one:",
-       global ? "global" : "shared", byte, what, who.c_str(), other.c_str());
+  const std::string who =
+      of_other_block(past) ? "a thread of another block" : "thread number " + std::to_string(past.thread);
+  fail(
+      "data race on %s memory at %p: %s by %s that no synchronisation orders before it; the other "
+      "access:%s\n  this one:",
+      global ? "global" : "shared", byte, what, who.c_str(), other.c_str());
 }
 
 Cell* find_cells(const char* p, bool& global) {
@@ -144,7 +149,8 @@ void arrive(Clock& barrier, int warp) {
 }
 
 void leave(const Clock& barrier, int warp) {
-  for (int w = 0; w < kMaxWarps; ++w) block->clock[warp].of[w] = std::max(block->clock[warp].of[w], barrier.of[w]);
+  for (int w = 0; w < kMaxWarps; ++w)
+    block->clock[warp].of[w] = std::max(block->clock[warp].of[w], barrier.of[w]);
 }
 
 void check_races(const void* p, size_t bytes, Access access, void* pc) {
@@ -154,10 +160,10 @@ void check_races(const void* p, size_t bytes, Access access, void* pc) {
   if (cells == nullptr) return;
   if (!global) refuse_red_zone(static_cast<const char*>(p), bytes);
   const Fiber& self = *current;
-  const Checker checker{global,
-                        {block->generation, block->epoch[self.warp],
-                         static_cast<uint32_t>(reinterpret_cast<uintptr_t>(pc)), static_cast<uint16_t>(self.number),
-                         access == Access::atomic}};
+  const Checker checker{
+      global,
+      {block->generation, block->epoch[self.warp], static_cast<uint32_t>(reinterpret_cast<uintptr_t>(pc)),
+       static_cast<uint16_t>(self.number), access == Access::atomic}};
   const bool writes = access != Access::read;
   for (size_t i = 0; i < bytes; ++i) {
     checker.check(cells[i], static_cast<const char*>(p) + i, writes);

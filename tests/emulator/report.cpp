@@ -41,7 +41,8 @@ std::vector<Frame> frames_at(const void* pc) {
   if (!dladdr(pc, &info) || !dladdr(reinterpret_cast<const void*>(&report_crashes), &self)) return {};
   if (info.dli_fbase != self.dli_fbase) return {};
   char command[512];
-  snprintf(command, sizeof command, "env -u LD_PRELOAD addr2line -Cfi -e '%s' 0x%zx 2>/dev/null", self.dli_fname,
+  snprintf(command, sizeof command, "env -u LD_PRELOAD addr2line -Cfi -e '%s' 0x%zx 2>/dev/null",
+           self.dli_fname,
            static_cast<size_t>(static_cast<const char*>(pc) - static_cast<const char*>(info.dli_fbase)));
   const std::string text = read_command(command);
   std::vector<Frame> frames;
@@ -55,43 +56,45 @@ std::vector<Frame> frames_at(const void* pc) {
   return frames;
 }
 
+// Without namespaces of the project, return type and parameters; template arguments stay.
 std::string short_name(std::string name) {
-  for (const std::string noise : {"hymba::cuda::", "hymba::", "(anonymous namespace)::"})
+  for (const std::string noise : {"hymba::", "cuda::", "faults::", "(anonymous namespace)::"})
     for (size_t at; (at = name.find(noise)) != std::string::npos;) name.erase(at, noise.size());
-  // Parameters go; template arguments stay.
   int depth = 0;
-  for (size_t i = 0; i < name.size(); ++i) {
+  size_t begin = 0, i = 0;
+  for (; i < name.size() && (depth > 0 || name[i] != '('); ++i) {
     depth += name[i] == '<' ? 1 : name[i] == '>' ? -1 : 0;
-    if (depth == 0 && name[i] == '(') return name.substr(0, i);
+    if (depth == 0 && name[i] == ' ') begin = i + 1;
   }
-  return name;
+  return name.substr(begin, i - begin);
 }
 
-bool is_emulator(const Frame& frame) {
+// Frames between the kernel and the launch, and those that report.
+bool is_machinery(const Frame& frame) {
   return frame.function.find("emulator::") != std::string::npos || frame.function.rfind("__tsan_", 0) == 0 ||
-         frame.function.rfind("std::", 0) == 0 || frame.place.rfind("??", 0) == 0;
+         frame.place.find("/c++/") != std::string::npos || frame.place.rfind("??", 0) == 0;
 }
 
 std::string frame_lines(void* pc) {
   std::string text;
   for (const Frame& frame : frames_at(static_cast<char*>(pc) - 1))  // the call, not what follows it
-    if (!is_emulator(frame)) text += "\n    " + frame.place + " in " + short_name(frame.function);
+    if (!is_machinery(frame)) text += "\n    " + frame.place + " in " + short_name(frame.function);
   return text;
 }
 
-#ifdef __SANITIZE_ADDRESS__
-void say_where() {
+// Of ASan's reports, which come before.
+[[maybe_unused]] void say_where() {
   if (current != nullptr) fprintf(stderr, "in %s\n", describe_running_thread().c_str());
 }
-#else
+
 void say_where_and_die(int number) {
   signal(number, SIG_DFL);
   fprintf(stderr, "%s", strsignal(number));
-  if (current != nullptr) fprintf(stderr, " in %s%s", describe_running_thread().c_str(), call_stack().c_str());
+  if (current != nullptr)
+    fprintf(stderr, " in %s%s", describe_running_thread().c_str(), call_stack().c_str());
   fprintf(stderr, "\n");
   raise(number);
 }
-#endif
 
 }  // namespace
 
@@ -123,16 +126,17 @@ void report_crashes() {
   static bool done = false;
   if (done) return;
   done = true;
-#ifdef __SANITIZE_ADDRESS__
-  __sanitizer_set_death_callback(say_where);
-#else
   static char stack[1 << 16];
   const stack_t alternative{.ss_sp = stack, .ss_flags = 0, .ss_size = sizeof stack};
   sigaltstack(&alternative, nullptr);
   struct sigaction action = {};
   action.sa_handler = say_where_and_die;
   action.sa_flags = SA_ONSTACK;
-  for (const int number : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT}) sigaction(number, &action, nullptr);
+  sigaction(SIGABRT, &action, nullptr);  // of assert and UBSan
+#ifdef __SANITIZE_ADDRESS__
+  __sanitizer_set_death_callback(say_where);
+#else
+  for (const int number : {SIGSEGV, SIGBUS, SIGFPE, SIGILL}) sigaction(number, &action, nullptr);
 #endif
 }
 

@@ -19,7 +19,7 @@ enum class Schedule { ascending, descending, random };
 
 struct Options {
   Schedule schedule = Schedule::ascending;
-  uint64_t seed = 1;         // of the random schedule
+  uint64_t seed = 1;          // of the random schedule
   bool eager_copies = false;  // cp.async arrives when issued; else as late as its wait allows
   bool races = false;         // check every access; only the `races` build reports them
 };
@@ -34,7 +34,7 @@ struct Launch {
   dim3 grid;
   dim3 block;
   size_t shared_bytes;
-  const void* kernel;           // its address, from which a failure's message gets its name
+  const void* kernel;                  // its address, from which a failure's message gets its name
   void (*run)(const void* arguments);  // one thread of it
   const void* arguments;
 };
@@ -55,8 +55,8 @@ int lane_index();
 
 // ---- synchronisation ----
 
-// A warp operation. All lanes of `mask` come here; the last one runs `combine` on the lanes' arguments (indexed by lane,
-// valid for the lanes of the mask), then all go on.
+// A warp operation. All lanes of `mask` come here; the last one runs `combine` on the lanes' arguments
+// (indexed by lane, valid for the lanes of the mask), then all go on.
 using Combine = void (*)(void* const* arguments, uint32_t mask);
 void collective(uint32_t mask, Combine combine, void* argument, const char* name, const Site& site);
 void syncwarp(uint32_t mask, const Site& site);

@@ -88,7 +88,8 @@ std::string broken_red_zone() {
     for (size_t i = zone.offset; i < zone.offset + zone.bytes; ++i)
       if (static_cast<unsigned char>(block->arena[i]) != kRedZoneByte)
         return describe_running_thread() + ": a thread has written past an array of shared memory, " +
-               std::to_string(i - zone.offset) + " bytes behind its end (the sanitized and races modes say where)";
+               std::to_string(i - zone.offset) +
+               " bytes behind its end (the sanitized and races modes say where)";
 #endif
   return "";
 }

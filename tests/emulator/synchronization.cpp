@@ -46,7 +46,8 @@ void arrive_at(Barrier& barrier, int expected_warps, bool wait, const char* name
   const Fiber& self = *current;
   const uint32_t lanes = block->warp[self.warp].lanes;
   uint32_t& arrived = barrier.lanes[self.warp];
-  if (arrived == lanes) fail("%s at %s:%u: this warp has arrived there already", name, site.file_name(), site.line());
+  if (arrived == lanes)
+    fail("%s at %s:%u: this warp has arrived there already", name, site.file_name(), site.line());
   if (arrived == 0) {
     barrier.site[self.warp] = site;
     barrier.waits[self.warp] = wait;
@@ -75,14 +76,15 @@ void collective(uint32_t mask, Combine combine, void* argument, const char* name
   const Fiber& self = *current;
   Warp& warp = block->warp[self.warp];
   if (!(mask >> self.lane & 1))
-    fail("%s at %s:%u: mask %08x leaves out the calling lane %d", name, site.file_name(), site.line(), mask, self.lane);
+    fail("%s at %s:%u: mask %08x leaves out the calling lane %d", name, site.file_name(), site.line(), mask,
+         self.lane);
   if (mask & ~warp.live)
-    fail("%s at %s:%u: mask %08x names lanes that have returned or do not exist (live: %08x)", name, site.file_name(),
-         site.line(), mask, warp.live);
+    fail("%s at %s:%u: mask %08x names lanes that have returned or do not exist (live: %08x)", name,
+         site.file_name(), site.line(), mask, warp.live);
   Meeting& meeting = find_meeting(warp, mask, combine, name, site);
   if (meeting.combine != combine || !same_place(meeting.site, site))
-    fail("divergent warp: lane %d is in %s at %s:%u, others wait in %s at %s:%u", self.lane, name, site.file_name(),
-         site.line(), meeting.name, meeting.site.file_name(), meeting.site.line());
+    fail("divergent warp: lane %d is in %s at %s:%u, others wait in %s at %s:%u", self.lane, name,
+         site.file_name(), site.line(), meeting.name, meeting.site.file_name(), meeting.site.line());
   meeting.arguments[self.lane] = argument;
   meeting.arrived |= 1u << self.lane;
   if (meeting.arrived != mask) return suspend(name, &meeting, site);
@@ -107,11 +109,11 @@ void block_barrier(const Site& site) {
 void named_barrier(int id, int threads, bool wait, const Site& site) {
   const char* name = wait ? "bar.sync" : "bar.arrive";
   if (id < 1 || id >= kNamedBarriers)
-    fail("%s at %s:%u: barrier %d; 1 to %d exist beside __syncthreads", name, site.file_name(), site.line(), id,
-         kNamedBarriers - 1);
+    fail("%s at %s:%u: barrier %d; 1 to %d exist beside __syncthreads", name, site.file_name(), site.line(),
+         id, kNamedBarriers - 1);
   if (threads < kWarp || threads % kWarp != 0 || threads > block->warps * kWarp)
-    fail("%s at %s:%u: %d threads are not a number of warps that the block has", name, site.file_name(), site.line(),
-         threads);
+    fail("%s at %s:%u: %d threads are not a number of warps that the block has", name, site.file_name(),
+         site.line(), threads);
   Barrier& barrier = block->named[id];
   if (barrier.expected != 0 && barrier.expected != threads / kWarp)
     fail("%s at %s:%u: barrier %d completes with %d threads here, but with %d where others wait", name,

@@ -23,8 +23,7 @@ def main() -> None:
     sys.path.insert(0, sys.argv[1])
     import hymba_emulated
 
-    ops = sorted(name for name in vars(hymba_emulated) if callable(getattr(hymba_emulated, name)))
-    pickle.dump(ops, replies)
+    pickle.dump(sorted(hymba_emulated.functions), replies)
     replies.flush()
     while True:
         try:
@@ -44,16 +43,14 @@ def run(module, op, arguments, changes, mode):
     module.set_mode(*mode)
     placed = {name: Placed(module, value) for name, value in arguments if isinstance(value, Shipped)}
     for name in placed.keys() & changes:
-        module.watch(placed[name].array)
-    results = getattr(module, op)(*(placed[name].array if name in placed else value for name, value in arguments))
-    module.check_guards()
+        placed[name].memory.watch()
+    results = module.functions[op](*(placed[name].array if name in placed else value for name, value in arguments))
     for name in placed.keys() - changes:
         if placed[name].changed():
             raise RuntimeError(f"the kernel has changed its input {name}")
-    results = results if isinstance(results, tuple) else (results,)
     return (
-        [None if result is None else Shipped.contiguous(result) for result in results],
-        {name: placed[name].buffer.tobytes() for name in placed.keys() & changes},
+        [Shipped.contiguous(result) if isinstance(result, np.ndarray) else result for result in results],
+        {name: placed[name].memory.bytes().tobytes() for name in placed.keys() & changes},
     )
 
 
@@ -62,12 +59,12 @@ class Placed:
 
     def __init__(self, module, shipped: Shipped):
         self.shipped = shipped
-        self.buffer = module.new_buffer(len(shipped.memory), shipped.misalignment)
-        self.buffer[:] = np.frombuffer(shipped.memory, np.uint8)
-        self.array = np.ndarray(shipped.shape, shipped.dtype, self.buffer, 0, shipped.strides)
+        self.memory = module.GuardedMemory(len(shipped.memory), shipped.misalignment)
+        self.memory.bytes()[:] = np.frombuffer(shipped.memory, np.uint8)
+        self.array = np.ndarray(shipped.shape, shipped.dtype, self.memory.bytes(), 0, shipped.strides)
 
     def changed(self) -> bool:
-        return self.buffer.tobytes() != self.shipped.memory
+        return self.memory.bytes().tobytes() != self.shipped.memory
 
 
 if __name__ == "__main__":

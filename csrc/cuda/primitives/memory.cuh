@@ -1,5 +1,5 @@
-// Memory accesses of 2 to 16 bytes in one instruction, and cp.async. In the emulator each checks its alignment and is seen
-// by the race checker and ASan.
+// Memory accesses of 2 to 16 bytes in one instruction, and cp.async. In the emulator each checks its
+// alignment and is seen by the race checker and ASan.
 #pragma once
 #include <cstring>
 
@@ -124,8 +124,8 @@ __device__ __forceinline__ void store_streaming(T* p, const Pack<T, kCount>& val
 
 // ---- cp.async: global to shared memory, past the registers ----
 
-// Copies kBytes (4, 8 or 16; both addresses aligned to them), or with `valid` false writes zeros and reads nothing.
-// 16 bytes pass by L1.
+// Copies kBytes (4, 8 or 16; both addresses aligned to them), or with `valid` false writes zeros and reads
+// nothing. 16 bytes pass by L1.
 template <int kBytes>
 __device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid = true) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
@@ -133,9 +133,11 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global, boo
   const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
   const int source_bytes = valid ? kBytes : 0;
   if constexpr (kBytes == 16) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(source_bytes) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(source_bytes)
+                 : "memory");
   } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(global), "n"(kBytes), "r"(source_bytes)
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(global), "n"(kBytes),
+                 "r"(source_bytes)
                  : "memory");
   }
 #else
@@ -152,7 +154,8 @@ __device__ __forceinline__ void commit_copies() {
 #endif
 }
 
-// Waits until at most kPending of this thread's groups are under way. Other threads see the data after a barrier.
+// Waits until at most kPending of this thread's groups are under way. Other threads see the data after a
+// barrier.
 template <int kPending>
 __device__ __forceinline__ void wait_copies() {
 #ifdef __CUDACC__

@@ -7,7 +7,8 @@ namespace hymba::cuda {
 constexpr unsigned kFullWarp = 0xffffffffu;
 constexpr int kWarpSize = 32;
 
-// The sum of `x` over each group of kLanes neighbouring lanes, in all of them, the same bits in each. The whole warp calls.
+// The sum of `x` over each group of kLanes neighbouring lanes, in all of them, the same bits in each. The
+// whole warp calls.
 template <int kLanes = kWarpSize, class T>
 __device__ __forceinline__ T warp_sum(T x HYMBA_SITE) {
 #pragma unroll
@@ -24,7 +25,8 @@ __device__ __forceinline__ T warp_max(T x HYMBA_SITE) {
   return x;
 }
 
-// The block's sum of `x`, in every thread, the same bits in each. `partial` is in shared memory; the next use of it needs a
+// The block's sum of `x`, in every thread, the same bits in each. `partial` is in shared memory; the next use
+// of it needs a
 // __syncthreads between.
 template <int kWarps, class T>
 __device__ __forceinline__ T block_sum(T x, T (&partial)[kWarps] HYMBA_SITE) {
@@ -37,7 +39,8 @@ __device__ __forceinline__ T block_sum(T x, T (&partial)[kWarps] HYMBA_SITE) {
   return sum;
 }
 
-// Barrier `id` (1 to 15) of `threads` threads, whole warps: all of them wait, or those that only arrive go on at once.
+// Barrier `id` (1 to 15) of `threads` threads, whole warps: all of them wait, or those that only arrive go on
+// at once.
 __device__ __forceinline__ void barrier_sync(int id, int threads HYMBA_SITE) {
 #ifdef __CUDACC__
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");

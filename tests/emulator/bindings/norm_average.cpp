@@ -6,7 +6,8 @@
 namespace hymba::emulator {
 namespace {
 
-Array norm_average(const Array& attn, const Array& ssm, const Array& attn_weight, const Array& ssm_weight, double eps) {
+Array norm_average(const Array& attn, const Array& ssm, const Array& attn_weight, const Array& ssm_weight,
+                   double eps) {
   const Array out = new_like(attn);
   const RowView rows = row_view(attn);
   const NormAverageParams params{
@@ -28,8 +29,8 @@ Array norm_average(const Array& attn, const Array& ssm, const Array& attn_weight
 
 }  // namespace
 
-void bind_norm_average(py::module_& module) {
-  module.def("norm_average", norm_average);
+void bind_norm_average(Registry& registry) {
+  registry.def("norm_average", norm_average);
 }
 
 }  // namespace hymba::emulator

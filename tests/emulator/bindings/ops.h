@@ -1,9 +1,13 @@
-// One function a kernel file: adds the op to the module, with the arguments of hymba_ops.functional in their order.
+// One function an op: adds it to the registry, with the arguments of hymba_ops.functional in their order.
+// Beside them, what the emulator's own tests call.
 #pragma once
-#include <pybind11/pybind11.h>
+#include "bindings/registry.h"
 
 namespace hymba::emulator {
 
-void bind_norm_average(pybind11::module_& module);
+void bind_norm_average(Registry& registry);
+
+void bind_faults(Registry& registry);
+void bind_probes(Registry& registry);
 
 }  // namespace hymba::emulator
