@@ -18,9 +18,7 @@ from emulator.ops import EmulatedOps  # noqa: E402
 
 def pytest_addoption(parser):
     group = parser.getgroup("emulated CUDA kernels")
-    group.addoption(
-        "--emulator-mode", default="ascending", choices=MODES, help="how they run (tests/emulator/README.md)"
-    )
+    group.addoption("--emulator-mode", default="ascending", choices=MODES, help="see tests/emulator/README.md")
     group.addoption("--no-emulator", action="store_true", help="leave them out, where they cannot be built")
 
 
@@ -51,8 +49,8 @@ def emulated_ops(request):
 
 @pytest.fixture(params=["native", pytest.param("emulated", marks=pytest.mark.emulated)])
 def ops(request):
-    """The public functions as a kernel-against-reference test calls them: hymba_ops.functional on kernel_cases.DEVICE, or
-    the emulated CUDA kernels on CPU tensors."""
+    """The public functions as a kernel-against-reference test calls them: hymba_ops.functional on kernel_cases.DEVICE,
+    or the emulated CUDA kernels on CPU tensors."""
     from hymba_ops import functional
 
     from kernel_cases import DEVICE

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Records what the primitives of csrc/cuda/primitives give on the GPU of this machine, for CI to compare the emulator with.
+"""Records what the primitives of csrc/cuda/primitives give on this machine's GPU, for CI to compare the emulator with.
 
     python tools/capture_primitives.py [tests/golden/primitives/NAME.npz]
 
-Needs nvcc, a GPU and numpy. Compares with the expectations of tests/primitives/cases.py too, and ends with status 1 where a
-primitive does not give what it should.
+Needs nvcc, a GPU and numpy. Compares with the expectations of tests/primitives/cases.py too, and ends with status 1
+where a primitive does not give what it should.
 """
 
 from __future__ import annotations

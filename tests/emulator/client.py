@@ -1,4 +1,4 @@
-"""Runs cases in worker processes, one for each flavour of the module. A case that kills its worker costs only itself."""
+"""Runs cases in worker processes, one for each flavour of the module. A case that kills its worker hurts no other."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class EmulationError(AssertionError):
 
 @dataclass(frozen=True)
 class Mode:
-    """A way to run: a flavour of the module, the order in which threads run, when copies arrive, whether races count."""
+    """A way to run: a flavour of the module, the order in which threads run, when copies arrive."""
 
     flavour: str = "plain"
     schedule: str = "ascending"

@@ -1,4 +1,4 @@
-"""The public functions (hymba_ops.functional: same names, arguments and results) on emulated CUDA kernels, for CPU tensors.
+"""The public functions (same names, arguments and results as in hymba_ops.functional) on emulated CUDA kernels.
 
 Inputs are taken as valid: what the ops refuse is csrc/ops' business and tested there.
 """

@@ -34,6 +34,12 @@ std::string read_command(const std::string& command) {
   return text;
 }
 
+// FILE:LINE, from the root of the project, without addr2line's remarks.
+std::string clean_place(std::string place) {
+  if (place.starts_with("./")) place.erase(0, 2);
+  return place.substr(0, place.find(" (discriminator"));
+}
+
 // The function at a code address of this library and those inlined there, innermost first.
 std::vector<Frame> frames_at(const void* pc) {
   Dl_info info;
@@ -50,7 +56,8 @@ std::vector<Frame> frames_at(const void* pc) {
     const size_t middle = text.find('\n', begin);
     const size_t end = middle == std::string::npos ? middle : text.find('\n', middle + 1);
     if (end == std::string::npos) break;
-    frames.push_back({text.substr(begin, middle - begin), text.substr(middle + 1, end - middle - 1)});
+    frames.push_back(
+        {text.substr(begin, middle - begin), clean_place(text.substr(middle + 1, end - middle - 1))});
     begin = end + 1;
   }
   return frames;

@@ -1,4 +1,4 @@
-"""How arrays travel between the test process and the worker: their memory from the first to the last element, as it lies."""
+"""How arrays travel between the test process and the worker: with their strides and what lies in between."""
 
 from __future__ import annotations
 

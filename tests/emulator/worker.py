@@ -2,8 +2,8 @@
 
     python -m emulator.worker FOLDER_OF_THE_MODULE
 
-A case is (op, arguments, keywords, names of arguments that the op changes, mode); the reply is ("ok", results, changed),
-("error", text), or none, when the process dies of the case.
+A case is (function, arguments, names of arguments that it changes, mode); the reply is ("ok", results, changed) or
+("error", text), or none, when the process dies of the case. An argument is (name, value), an array a Shipped.
 """
 
 from __future__ import annotations
