@@ -2,22 +2,25 @@
 """Every op and the layer over lengths, batch sizes, presets and dtypes: hymba_ops against the best plain PyTorch form.
 
     python bench/sweep.py --budget 3600 --json sweep.json --plot sweep.png
+    python bench/sweep.py --budget 600 --json sweep.json --resume         # go on with what sweep.json lacks
     python bench/sweep.py --presets 1.5b --dtypes float32 --ops layer,attention --seq-lens 1,4096
 
 On a CPU. A length counts all positions, the meta tokens (the first ones) included; update ops take one token. The best
 plain form of a case is the fastest of bench/op_calls.py's (for the layer, bench/plain.py's) in that case. Outputs are
 compared before they are timed. A case that looks slower than plain PyTorch is timed again, and the second time counts.
-Cases run in order of weight (1.5b first, batch 1 first); those left out are named with the reason.
+Cases run in order of weight (1.5b first, batch 1 first); those left out are named with the reason. The JSON file is
+written after every case, so a run that is stopped loses nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,6 @@ from torch import nn
 
 import hymba_ops
 from bench import cases, op_calls, options, report, roofline
-from bench.report import Rows
 from bench.runner import Call, CannotRun, Progress, Timing, available_bytes, elapsed_ms, time_rounds
 
 OPS = ("layer", *op_calls.OPS)
@@ -37,12 +39,12 @@ BRANCHES = ("layer", "attention", "selective_scan", "causal_conv1d")  # the othe
 PRESETS = ("1.5b", "350m", "125m")
 DTYPES = ("float32", "bfloat16")
 
-SLOWEST_SECONDS = 20.0  # of one plain call
 NOISE = 0.03  # of the ratio of two medians
 SMALL_OP_US = 20.0  # allowed to a small op at one token
 
 _CPU = torch.device("cpu")
-_SURE_TO_FIT = 1024  # rows up to which neither time nor memory is estimated
+_SURE_TO_FIT = 1024  # rows up to which memory is not estimated
+_SURE_TO_BE_QUICK = 16  # rows up to which time is not estimated
 _PROBE = 16  # a call is estimated from one on this fraction of the length
 
 
@@ -63,7 +65,11 @@ class Case:
 
 
 class LeftOut(Exception):
-    """A case is not run; the text says why."""
+    """A case is not run; the text says why. for_now: a run with more time would measure it."""
+
+    def __init__(self, reason: str, *, for_now: bool = False) -> None:
+        super().__init__(reason)
+        self.for_now = for_now
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -75,7 +81,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--layers", default=",".join(options.LAYERS), help="of the ops layer and attention")
     parser.add_argument("--ops", default=",".join(OPS), help="default: %(default)s")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="of the whole run; default: none")
+    parser.add_argument(
+        "--slowest", type=float, default=20.0, metavar="SECONDS", help="of one plain call; default: %(default)g"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the results there")
+    parser.add_argument("--resume", action="store_true", help="keep what --json FILE holds, measure the rest")
     parser.add_argument("--plot", metavar="FILE", help="draw the results there (needs matplotlib)")
     arguments = parser.parse_args(argv)
     arguments.presets = options.choices("--presets", arguments.presets, PRESETS)
@@ -84,8 +94,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     arguments.ops = options.choices("--ops", arguments.ops, OPS)
     arguments.seq_lens = options.counts("--seq-lens", arguments.seq_lens)
     arguments.batches = options.counts("--batches", arguments.batches)
-    if arguments.budget is not None and not arguments.budget > 0:
-        raise CannotRun(f"--budget must be above 0 seconds, got {arguments.budget:g}")
+    for option, value in (("--budget", arguments.budget), ("--slowest", arguments.slowest)):
+        if value is not None and not value > 0:
+            raise CannotRun(f"{option} must be above 0 seconds, got {value:g}")
+    if arguments.resume and not arguments.json:
+        raise CannotRun("--resume needs --json FILE")
     options.check_outputs(arguments.json, arguments.plot)
     return arguments
 
@@ -121,38 +134,52 @@ class LayerCache:
 
 
 class Sweep:
-    """The loop over cases within a budget of seconds; `rows`, `left_out` and `wrong` fill up."""
+    """The loop over cases within a budget of seconds; `results` fills up and is handed to `save` after each case."""
 
-    def __init__(self, budget: float | None) -> None:
+    def __init__(self, *, budget: float | None, slowest: float, save: Callable[[dict[str, Any]], None]) -> None:
         self.budget, self.begin = budget, time.monotonic()
+        self.slowest, self.save = slowest, save
         self.layer_cache = LayerCache()
-        self.rows: Rows = []
-        self.left_out: Rows = []  # cases with "reason"
-        self.wrong: Rows = []
+        self.results: dict[str, Any] = {
+            "machine": report.describe_machine(_CPU), "rows": [], "left_out": [], "wrong": [], "slower": [],
+        }  # fmt: skip
+
+    def resume(self, earlier: dict[str, Any]) -> None:
+        """Takes over an earlier run's results; what it left out for want of time is measured now."""
+        if earlier["machine"] != self.results["machine"]:
+            raise CannotRun(
+                f"--resume: the file was measured on {earlier['machine']}, this is {self.results['machine']}"
+            )
+        self.results |= earlier
+        self.results["left_out"] = [row for row in earlier["left_out"] if not row["for_now"]]
 
     @torch.inference_mode()
     def run(self, planned: list[Case]) -> None:
+        done = {case_of(row) for key in ("rows", "left_out", "wrong") for row in self.results[key]}
+        planned = [case for case in planned if case not in done]
         progress = Progress(len(planned))
         for case in planned:
             try:
-                self.rows.append(self._measure(case))
+                row = self._measure(case)
+                self.results["rows"].append(row)
+                self.results["slower"] += [row] * is_slower(row)
             except LeftOut as reason:
-                self.left_out.append(asdict(case) | {"reason": str(reason)})
+                self.results["left_out"].append(asdict(case) | {"reason": str(reason), "for_now": reason.for_now})
             except cases.WrongOutput as wrong:
-                self.wrong.append(asdict(case) | {"reason": str(wrong)})
+                self.results["wrong"].append(asdict(case) | {"reason": str(wrong)})
+            self.save(self.results)
             progress.step(f"{case.series()}, length {case.seq_len}")
         progress.close()
 
     def _measure(self, case: Case) -> dict[str, Any]:
         if self._seconds_left() <= 0:
-            raise LeftOut(f"the budget of {self.budget:g} s is used up")
+            raise LeftOut(f"the budget of {self.budget:g} s is used up", for_now=True)
         config = options.preset(case.preset)
         index = cases.layer_index(config, case.layer or "sliding")
-        large = case.batch * case.seq_len > _SURE_TO_FIT
-        if large:
+        if case.batch * case.seq_len > _SURE_TO_FIT:
             self._check_memory(case, config)
         calls = self._calls(case, config, index, case.seq_len)
-        if large:
+        if case.batch * case.seq_len > _SURE_TO_BE_QUICK:
             self._drop_slow_forms(calls, case, config, index)
         error = compare(calls)
         row = make_row(case, _time(calls)) | {"relative_rms": error}
@@ -185,15 +212,19 @@ class Sweep:
             if name != "hymba_ops"
         }
         best = min(seconds.values())
-        if best > SLOWEST_SECONDS:
-            raise LeftOut(f"a call of plain takes about {best:.0f} s, more than {SLOWEST_SECONDS:.0f} s")
+        if best > self.slowest:
+            raise LeftOut(f"a call of plain takes about {best:.0f} s, more than {self.slowest:g} s")
         for name in seconds:
-            if seconds[name] > SLOWEST_SECONDS:
+            if seconds[name] > self.slowest:
                 del calls[name]
         # A comparison and three times of what is left, hymba_ops taken to be no slower than the best.
         whole, left = 4 * (best + sum(seconds[name] for name in calls if name in seconds)), self._seconds_left()
         if whole > left:
-            raise LeftOut(f"it takes about {whole:.0f} s, and {left:.0f} s of the budget are left")
+            raise LeftOut(f"it takes about {whole:.0f} s, and {left:.0f} s of the budget are left", for_now=True)
+
+
+def case_of(row: dict[str, Any]) -> Case:
+    return Case(**{field.name: row[field.name] for field in fields(Case)})
 
 
 def compare(calls: dict[str, Call]) -> float:
@@ -261,26 +292,31 @@ def is_slower(row: dict[str, Any]) -> bool:
     return row["ratio"] < 1 - NOISE and row["ms_min"] > row["plain_ms_min"]
 
 
+def write(path: Path | None, results: dict[str, Any]) -> None:
+    """Replaces the file whole: a run stopped in the middle of writing leaves the old one."""
+    if path is not None:
+        temporary = path.with_name(path.name + ".new")
+        temporary.write_text(json.dumps(results, indent=1) + "\n")
+        os.replace(temporary, path)
+
+
 def main(argv: list[str] | None = None) -> int:
     try:
         arguments = parse_arguments(argv)
+        path = Path(arguments.json) if arguments.json else None
+        sweep = Sweep(budget=arguments.budget, slowest=arguments.slowest, save=lambda results: write(path, results))
+        if arguments.resume and path.exists():
+            sweep.resume(json.loads(path.read_text()))
     except CannotRun as reason:
         print(f"\nsweep: {reason}", file=sys.stderr)
         return 2
-    sweep = Sweep(arguments.budget)
     sweep.run(list(all_cases(arguments)))
-    results = {
-        "machine": report.describe_machine(_CPU), "rows": sweep.rows, "left_out": sweep.left_out,
-        "wrong": sweep.wrong, "slower": [row for row in sweep.rows if is_slower(row)],
-    }  # fmt: skip
-    report.print_sweep(results)
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(results, indent=1) + "\n")
-    if arguments.plot and sweep.rows:
+    report.print_sweep(sweep.results)
+    if arguments.plot and sweep.results["rows"]:
         from bench.plot import draw_sweep
 
-        draw_sweep(results, arguments.plot)
-    return 1 if sweep.wrong else 0
+        draw_sweep(sweep.results, arguments.plot)
+    return 1 if sweep.results["wrong"] else 0
 
 
 if __name__ == "__main__":

@@ -165,12 +165,11 @@ def test_threads_do_not_change_bits(rows, outputs, name):
 # ---- Which product is used: read from the environment once in a process, so these checks have one of their own ----
 
 
-def run_with_products(products, function):
-    """Calls this file's function() in a new process with HYMBA_OPS_CPU_PRODUCTS=products; returns the process."""
+def run_with_products(products, *functions):
+    """Calls this file's functions in a new process with HYMBA_OPS_CPU_PRODUCTS=products; returns the process."""
     tests = Path(__file__).resolve().parent
-    code = (
-        f"import sys; sys.path[:0] = [{str(tests)!r}, {str(tests.parent)!r}]; import test_linear as t; t.{function}()"
-    )
+    calls = "; ".join(f"t.{function}()" for function in functions)
+    code = f"import sys; sys.path[:0] = [{str(tests)!r}, {str(tests.parent)!r}]; import test_linear as t; {calls}"
     environment = os.environ | {"HYMBA_OPS_CPU_PRODUCTS": products}
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
 
@@ -219,19 +218,16 @@ def print_refusal():
             print(error)
 
 
-PRODUCT_CHECKS = [
-    ("own", "check_own_products_are_used"),
-    ("own", "check_against_reference_in_every_dtype"),
-    ("own", "check_rows_do_not_depend_on_others"),
-    ("library", "check_the_library_is_used"),
-    ("library", "check_against_reference_in_every_dtype"),
-]
+PRODUCT_CHECKS = {
+    "own": (check_own_products_are_used, check_against_reference_in_every_dtype, check_rows_do_not_depend_on_others),
+    "library": (check_the_library_is_used, check_against_reference_in_every_dtype),
+}
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="the CPU's choice")
-@pytest.mark.parametrize("products,function", PRODUCT_CHECKS)
-def test_products(products, function):
-    done = run_with_products(products, function)
+@pytest.mark.parametrize("products", PRODUCT_CHECKS)
+def test_products(products):
+    done = run_with_products(products, *(check.__name__ for check in PRODUCT_CHECKS[products]))
     assert done.returncode == 0, done.stderr
 
 

@@ -159,11 +159,10 @@ def test_a_case_too_big_is_left_out_and_named(monkeypatch, capsys, tmp_path):
     assert "125m float32 batch 1 rms_norm, length 2000, 3000: about 0 GiB needed" in capsys.readouterr().out
 
 
-def test_a_case_too_slow_is_left_out_and_named(monkeypatch, capsys):
-    monkeypatch.setattr(sweep, "SLOWEST_SECONDS", 0.0)
-    assert sweep.main([*TINY, "--ops", "rms_norm", "--seq-lens", "3,2000"]) == 0
+def test_a_case_too_slow_is_left_out_and_named(capsys):
+    assert sweep.main([*TINY, "--ops", "rms_norm", "--seq-lens", "3,2000", "--slowest", "1e-9"]) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"rms_norm, length 2000: a call of plain takes about \d+ s, more than 0 s", printed)
+    assert re.search(r"rms_norm, length 2000: a call of plain takes about \d+ s, more than 1e-09 s", printed)
 
 
 def test_only_forms_that_are_too_slow_are_dropped(monkeypatch, tmp_path):
@@ -186,6 +185,40 @@ def test_the_budget_is_kept(capsys):
     printed = capsys.readouterr().out
     assert "rotary, length 1, 16, 128, 1024, 4096, 16384: the budget of 1e-06 s is used up" in printed
     assert printed.strip().endswith("slower than plain PyTorch: none")
+
+
+def test_resumed_where_it_stopped(monkeypatch, tmp_path):
+    """The second run measures what the first had no time for, and only that."""
+    out, times = tmp_path / "out.json", []
+    selection = [*TINY, "--ops", "rotary", "--seq-lens", "2,3,2000", "--slowest", "1e-9", "--json", str(out)]
+    seconds_left = sweep.Sweep._seconds_left
+    monkeypatch.setattr(sweep.Sweep, "_seconds_left", lambda self: 1.0 - len(self.results["rows"]))
+    assert sweep.main([*selection, "--budget", "1"]) == 0
+    first = json.loads(out.read_text())
+    assert [r["seq_len"] for r in first["rows"]] == [2]
+    assert [(r["seq_len"], r["for_now"]) for r in first["left_out"]] == [(3, True), (2000, True)]
+
+    monkeypatch.setattr(sweep.Sweep, "_seconds_left", seconds_left)
+    timed = sweep._time
+    monkeypatch.setattr(sweep, "_time", lambda calls: times.append(calls) or timed(calls))
+    for _ in range(2):
+        assert sweep.main([*selection, "--resume"]) == 0
+        second = json.loads(out.read_text())
+        assert [r["seq_len"] for r in second["rows"]] == [2, 3] and second["rows"][0] == first["rows"][0]
+        assert [(r["seq_len"], r["for_now"]) for r in second["left_out"]] == [(2000, False)]
+    assert len(times) in (1, 2)  # twice where the first time looked slow
+
+
+def test_results_of_another_machine_are_not_mixed_in(tmp_path, capsys):
+    out = tmp_path / "out.json"
+    selection = [*TINY, "--ops", "rotary", "--seq-lens", "2", "--json", str(out)]
+    assert sweep.main(selection) == 0
+    other = json.loads(out.read_text())
+    other["machine"]["device"] = "abacus"
+    out.write_text(json.dumps(other))
+    assert sweep.main([*selection, "--resume"]) == 2
+    assert "--resume: the file was measured on {'device': 'abacus'" in capsys.readouterr().err
+    assert json.loads(out.read_text()) == other
 
 
 def test_wrong_output_is_named_and_not_timed(monkeypatch, capsys):
@@ -219,6 +252,8 @@ def test_estimates_grow_with_the_length(op, layer):
         (("--seq-lens", "1,0"), "--seq-lens must be at least 1, got '0'"),
         (("--batches", "1.5"), "--batches must be at least 1, got '1.5'"),
         (("--budget", "0"), "--budget must be above 0 seconds, got 0"),
+        (("--slowest", "-1"), "--slowest must be above 0 seconds, got -1"),
+        (("--resume",), "--resume needs --json FILE"),
         (("--json", "/no/such/folder/out.json"), "--json /no/such/folder/out.json: cannot write there"),
     ],
     ids=lambda value: "-".join(value).strip("-") if isinstance(value, tuple) else "",

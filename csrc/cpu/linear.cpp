@@ -155,6 +155,8 @@ static void direct_panel(const compute_t<T>* packed, const Shape& shape, const I
                          compute_t<T>* sums) {
   using C = compute_t<T>;
   constexpr int64_t lanes = kLanes<C>, kAhead = 512 / sizeof(T);  // bytes of a row to ask for in advance
+  // Where a row has no more, the rows of the next panel are asked for.
+  const int64_t next_panel = kPanelColumns<C> * item.weight(i_panel).stride - shape.inner;
   const RowPointers<T> rows[kPanelVectors] = {panel_rows<T>(item, i_panel, 0),
                                               panel_rows<T>(item, i_panel, 1)};
   Vec<C> total[kRows][kPanelVectors] = {};
@@ -166,8 +168,10 @@ static void direct_panel(const compute_t<T>* packed, const Shape& shape, const I
     for (; i + kColumns<T> <= depth; i += kColumns<T>) {
 #pragma GCC unroll 2
       for (int64_t v = 0; v < kPanelVectors; ++v) {
-        if (i % (64 / sizeof(T)) == 0)
-          for (int64_t r = 0; r < lanes; ++r) __builtin_prefetch(rows[v].row[r] + k0 + i + kAhead);
+        if (i % (64 / sizeof(T)) == 0) {
+          const int64_t ahead = k0 + i + kAhead, from = ahead < shape.inner ? ahead : ahead + next_panel;
+          for (int64_t r = 0; r < lanes; ++r) __builtin_prefetch(rows[v].row[r] + from);
+        }
         Vec<C> column[kColumns<T>];
         load_columns(rows[v], k0 + i, column);
 #pragma GCC unroll 8

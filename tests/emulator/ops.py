@@ -78,9 +78,6 @@ def ship(tensor: torch.Tensor) -> Shipped:
 def unship(shipped: Shipped) -> torch.Tensor:
     """A contiguous tensor; uint16 is bfloat16."""
     dtype = {name: dtype for dtype, name in NUMPY_NAMES.items()}[shipped.dtype]
-    memory = (
-        torch.frombuffer(bytearray(shipped.memory), dtype=torch.uint8)
-        if shipped.memory
-        else torch.empty(0, dtype=torch.uint8)
-    )
-    return memory.view(dtype).view(shipped.shape)
+    if not shipped.memory:
+        return torch.empty(shipped.shape, dtype=dtype)
+    return torch.frombuffer(bytearray(shipped.memory), dtype=dtype).view(shipped.shape)
