@@ -6,6 +6,7 @@ The kernels are those of tests/emulator/faults. They run in the mode of --emulat
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ import pytest
 from emulator import client
 from emulator.client import MODES, Client, EmulationError, Mode
 from emulator.shipped import Shipped
+
+ROOT = Path(__file__).resolve().parents[1]
 
 pytestmark = pytest.mark.emulated
 
@@ -122,6 +125,11 @@ def test_planted_fault_is_found(run_fault, name, found_by, monkeypatch):
 def test_every_fault_is_named_here(emulated_ops):
     (names,), _ = Client(Mode()).run("fault_names", [], set())
     assert sorted(names) == sorted(FAULTS)
+
+
+def test_every_kernel_file_is_emulated():
+    files = {file.stem for file in (ROOT / "csrc" / "cuda").glob("*.cu")}
+    assert files <= set(Client(Mode()).ops)
 
 
 def test_report_names_kernel_block_thread_and_source_lines(run_fault):

@@ -19,9 +19,24 @@ class BuildError(Exception):
     """The emulated kernels cannot be built here; the message says why."""
 
 
-@functools.cache
 def build(flavour: str) -> Path:
     """The folder of the up-to-date module hymba_emulated in this flavour (see CMakeLists.txt)."""
+    folder_or_error = _build_once(flavour)
+    if isinstance(folder_or_error, BuildError):
+        raise folder_or_error
+    return folder_or_error
+
+
+@functools.cache
+def _build_once(flavour: str) -> Path | BuildError:
+    """What is tried once a process, so that the tests behind a failed build do not repeat it."""
+    try:
+        return _build(flavour)
+    except BuildError as error:
+        return error
+
+
+def _build(flavour: str) -> Path:
     cmake, ninja = _tool("cmake"), _tool("ninja")
     if importlib.util.find_spec("pybind11") is None:
         raise BuildError(f"the emulated kernels need pybind11: {sys.executable} -m pip install pybind11")

@@ -90,7 +90,7 @@ class Worker:
 
 
 def _environment(flavour: str) -> dict[str, str]:
-    environment = dict(os.environ, PYTHONPATH=str(TESTS))
+    environment = dict(os.environ, PYTHONPATH=str(TESTS), OPENBLAS_NUM_THREADS="1")
     if flavour == "sanitized":
         # Python itself is not built with ASan, so its run time must be loaded first, and libstdc++ for its hooks of
         # exceptions. Leaks are Python's own. The module says where an abort came from.

@@ -101,7 +101,8 @@ void start_block(const Launch& launch, uint3 index, uint64_t number) {
     const unsigned n = static_cast<unsigned>(i), x = launch.block.x, y = launch.block.y;
     b.fiber[i] = {
         .thread = {n % x, n / x % y, n / (x * y)}, .number = i, .lane = i % kWarp, .warp = i / kWarp};
-    b.copies[i] = {};
+    b.copies[i].open.clear();
+    b.copies[i].groups.clear();
     prepare_fiber(b.fiber[i]);
   }
   begin_shared_memory(launch.shared_bytes);

@@ -3,6 +3,7 @@
 // the schedule. Accesses come from the hooks that -fsanitize=thread puts into kernel files (no libtsan is
 // linked) and from check_read and its like.
 #include <algorithm>
+#include <cstdlib>
 #include <memory>
 
 #include "engine.h"
@@ -27,13 +28,22 @@ struct Cell {
   Past reads[kReads];
 };
 
+// Zeroed pages of the system, which cost nothing until they are touched.
+struct FreeCells {
+  void operator()(Cell* cells) const { std::free(cells); }
+};
+using Cells = std::unique_ptr<Cell[], FreeCells>;
+Cells allocate_cells(size_t count) {
+  return Cells(static_cast<Cell*>(std::calloc(count, sizeof(Cell))));
+}
+
 struct Watched {
   char* begin;
   size_t bytes;
-  std::unique_ptr<Cell[]> cells;
+  Cells cells;
 };
 std::vector<Watched> watched;
-std::unique_ptr<Cell[]> shared_cells;
+Cells shared_cells;
 uint32_t last_generation = 0;
 uint32_t launch_generation = 0;  // that of the last block of the launches before
 
@@ -130,7 +140,7 @@ void refuse_red_zone(const char* p, size_t bytes) {
 
 void begin_launch_races() {
   launch_generation = last_generation;
-  if (options.races && !shared_cells) shared_cells.reset(new Cell[kArenaBytes]());
+  if (options.races && !shared_cells) shared_cells = allocate_cells(kArenaBytes);
 }
 
 void begin_block_races() {
@@ -172,8 +182,8 @@ void check_races(const void* p, size_t bytes, Access access, void* pc) {
 }
 
 void watch_global(void* begin, size_t bytes) {
-  if (bytes == 0) return;
-  watched.push_back({static_cast<char*>(begin), bytes, std::unique_ptr<Cell[]>(new Cell[bytes]())});
+  if (bytes == 0 || !options.races) return;
+  watched.push_back({static_cast<char*>(begin), bytes, allocate_cells(bytes)});
 }
 
 void unwatch_global(void* begin) {

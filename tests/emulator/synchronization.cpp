@@ -8,7 +8,8 @@ namespace hymba::emulator {
 namespace {
 
 bool same_place(const Site& a, const Site& b) {
-  return a.line() == b.line() && std::strcmp(a.file_name(), b.file_name()) == 0;
+  return a.line() == b.line() &&
+         (a.file_name() == b.file_name() || std::strcmp(a.file_name(), b.file_name()) == 0);
 }
 
 Meeting& find_meeting(Warp& warp, uint32_t mask, Combine combine, const char* name, const Site& site) {

@@ -16,8 +16,10 @@ SMALLEST_NORMAL = np.float32(2.0**-126)
 
 @dataclass
 class Case:
-    """`inputs` [items, ...]; expected(inputs) is what comes out, bit for bit where `tolerance` is 0. Else to `tolerance`
-    of the value, or, unless `relative`, of 1 where the value is smaller."""
+    """`inputs` [items, ...]; expected(inputs) is what comes out, bit for bit where `tolerance` is 0.
+
+    Else to `tolerance` of the value, or, unless `relative`, of 1 where the value is smaller.
+    """
 
     inputs: np.ndarray
     expected: Callable[[np.ndarray], np.ndarray]

@@ -137,7 +137,9 @@ GuardedMemory::GuardedMemory(size_t bytes, size_t misalignment) : bytes_(bytes) 
       (kGuardBytes + misalignment + bytes + kGuardBytes + kAlignment - 1) / kAlignment * kAlignment;
   block_ = static_cast<unsigned char*>(std::aligned_alloc(kAlignment, block_bytes_));
   data_ = block_ + kGuardBytes + misalignment;
-  for (size_t i = 0; i < block_bytes_; ++i) block_[i] = guard_byte(i);
+  for (unsigned char* p = block_; p < data_; ++p) *p = guard_byte(static_cast<size_t>(p - block_));
+  for (unsigned char* p = data_ + bytes; p < block_ + block_bytes_; ++p)
+    *p = guard_byte(static_cast<size_t>(p - block_));
   std::memset(data_, 0xff, bytes);
   poison(block_, data_);
   poison(data_ + bytes, block_ + block_bytes_);
