@@ -1,7 +1,4 @@
-"""The emulation of csrc/cuda/primitives: against numpy, and against what a GPU gave (tools/capture_primitives.py).
-
-Runs in the mode of --emulator-mode.
-"""
+"""The emulation of csrc/cuda/primitives: against numpy, and against what a GPU gave (tools/capture_primitives.py)."""
 
 from __future__ import annotations
 
@@ -16,10 +13,10 @@ from golden_data import GOLDEN
 pytestmark = pytest.mark.emulated
 
 
-@pytest.fixture(scope="module")
-def emulated(request, emulated_ops):
+@pytest.fixture
+def emulated(emulator_mode):
     """run(name, inputs, like) -> outputs of the emulated probe, of like's shape and dtype."""
-    client = Client(MODES[request.config.getoption("--emulator-mode")])
+    client = Client(MODES[emulator_mode])
 
     def run(name: str, inputs: np.ndarray, like: np.ndarray) -> np.ndarray:
         bytes_of_items = inputs.view(np.uint8).reshape(len(inputs), -1)
@@ -36,8 +33,8 @@ def test_emulation_matches_numpy(emulated, name):
     assert_agrees(name, emulated(name, inputs, expected), expected)
 
 
-def test_every_probe_has_a_case(request, emulated_ops):
-    (names,), _ = Client(MODES[request.config.getoption("--emulator-mode")]).run("probe_names", [], set())
+def test_every_probe_has_a_case(emulator_mode):
+    (names,), _ = Client(MODES[emulator_mode]).run("probe_names", [], set())
     assert sorted(names) == sorted(CASES)
 
 
