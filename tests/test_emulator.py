@@ -64,7 +64,6 @@ FAULTS = {
     "uninitialised_shared_memory": [(ALL, WRONG_VALUE)],
     "result_not_written": [(ALL, WRONG_VALUE)],
     "null_pointer": [(ALL, "(Segmentation fault|AddressSanitizer|null pointer).*in null_pointer<true>, block")],
-    "endless_loop": [(ALL, "has not ended after 2 s")],
     "two_blocks_write_a_cell": [({"races"}, "data race on global memory.*by a thread of another block")],
     "block_reads_what_another_writes": [({"races"}, "data race on global memory.*by a thread of another block")],
     "threads_write_a_shared_cell": [({"races"}, "data race on shared memory.*writes after a write")],
@@ -110,8 +109,7 @@ def test_sound_kernel_passes(emulator_mode, name):
     assert run_fault(emulator_mode, name, planted=False)
 
 
-def test_planted_fault_is_found(mode, name, found_by, monkeypatch):
-    monkeypatch.setattr(client, "CASE_SECONDS", 2)
+def test_planted_fault_is_found(mode, name, found_by):
     if found_by is WRONG_VALUE:
         assert not run_fault(mode, name, planted=True)
     else:
@@ -121,7 +119,7 @@ def test_planted_fault_is_found(mode, name, found_by, monkeypatch):
 
 def test_every_fault_is_named_here(emulator_mode):
     (names,), _ = Client(MODES[emulator_mode]).run("fault_names", [], set())
-    assert sorted(names) == sorted(FAULTS)
+    assert sorted(names) == sorted([*FAULTS, "endless_loop"])
 
 
 def test_every_kernel_file_is_emulated(emulator_mode):
@@ -136,6 +134,13 @@ def test_report_names_kernel_block_thread_and_source_lines(emulator_mode):
     assert "misaligned_pack_load<true>, block (0, 0, 0), thread (" in text
     assert re.search(r"\n    csrc/cuda/primitives/memory\.cuh:\d+ in load<4, float>\n", text)
     assert re.search(r"\n    tests/emulator/faults/memory\.cu:\d+ in misaligned_pack_load<true>", text)
+
+
+def test_endless_loop_is_ended(emulator_mode, monkeypatch):
+    assert run_fault(emulator_mode, "endless_loop", planted=False)
+    monkeypatch.setattr(client, "CASE_SECONDS", 1)
+    with pytest.raises(EmulationError, match="has not ended after 1 s"):
+        run_fault(emulator_mode, "endless_loop", planted=True)
 
 
 def test_crash_costs_only_its_own_case(emulator_mode):
