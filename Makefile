@@ -2,7 +2,7 @@
 # make test    the kernel-against-reference suite; PYTEST_OPTIONS="-n 4" runs it in four processes
 # Each sets up everything it needs in .venv first. PYTHON=... chooses the interpreter.
 VENV := .venv
-SOURCES := $(shell find csrc hymba_ops -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu') setup.py pyproject.toml
+SOURCES := $(shell find csrc hymba_ops -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh') setup.py pyproject.toml
 
 .PHONY: bench test
 bench: $(VENV)/installed

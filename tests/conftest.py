@@ -1,4 +1,4 @@
-"""Makes the clone's packages importable and uninitialised memory visible."""
+"""Makes the clone's packages importable and uninitialised memory visible; chooses what the kernel tests run on."""
 
 from __future__ import annotations
 
@@ -11,6 +11,51 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
+
+from hymba_ops import functional  # noqa: E402
+
+from emulator.client import MODES, Client  # noqa: E402
+from emulator.ops import EmulatedOps  # noqa: E402
+from kernel_cases import DEVICE  # noqa: E402
+
+
+def emulator_modes(text: str) -> list[str]:
+    """The modes of the option --emulator-mode."""
+    modes = text.split(",")
+    if unknown := set(modes) - set(MODES):
+        raise ValueError(
+            f"--emulator-mode: no mode is named {', '.join(sorted(unknown))}; there are {', '.join(MODES)}"
+        )
+    return modes
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("emulated CUDA kernels (tests/emulator/README.md)")
+    group.addoption(
+        "--emulator-mode", type=emulator_modes, default="ascending", help=f"how they run: of {', '.join(MODES)}"
+    )
+    group.addoption("--no-emulator", action="store_true", help="leave them out, where they cannot be built")
+
+
+def pytest_generate_tests(metafunc):
+    emulated = [pytest.param(mode, marks=pytest.mark.emulated) for mode in metafunc.config.getoption("--emulator-mode")]
+    if "ops" in metafunc.fixturenames:
+        metafunc.parametrize("ops", ["native", *emulated], indirect=True)
+    if "emulator_mode" in metafunc.fixturenames:
+        metafunc.parametrize("emulator_mode", emulated)
+
+
+def pytest_collection_modifyitems(config, items):
+    reason = "--no-emulator" if config.getoption("--no-emulator") else ""
+    if DEVICE != "cpu":
+        reason = "the emulated kernels take CPU tensors"
+    for item in items if reason else []:
+        if item.get_closest_marker("emulated"):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_sessionfinish():
+    Client.stop_workers()
 
 
 @pytest.fixture(autouse=True)
@@ -27,3 +72,10 @@ def nan_in_empty_tensors():
     yield
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
     settings.fill_uninitialized_memory = before[2]
+
+
+@pytest.fixture
+def ops(request):
+    """The public functions as a kernel-against-reference test calls them: hymba_ops.functional on kernel_cases.DEVICE,
+    or the emulated CUDA kernels on CPU tensors, in each mode of --emulator-mode."""
+    return functional if request.param == "native" else EmulatedOps(MODES[request.param])

@@ -31,20 +31,20 @@ def make_inputs(*shape, dtype=torch.float32, layout=dense, f32_weights=False):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("D", [1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 80, 3200], ids=lambda d: f"D{d}")
-def test_matches_reference(D, layout, dtype):
-    check_against_reference(F.norm_average, reference.norm_average, *make_inputs(2, 3, D, dtype=dtype, layout=layout),
+def test_matches_reference(ops, D, layout, dtype):
+    check_against_reference(ops.norm_average, reference.norm_average, *make_inputs(2, 3, D, dtype=dtype, layout=layout),
                             dtype=dtype)  # fmt: skip
 
 
 @pytest.mark.parametrize("shape", [(40,), (7, 40), (2, 3, 40), (2, 3, 4, 40), (0, 40), (2, 0, 40)], ids=str)
-def test_ranks(shape):
-    check_against_reference(F.norm_average, reference.norm_average, *make_inputs(*shape), dtype=torch.float32)
+def test_ranks(ops, shape):
+    check_against_reference(ops.norm_average, reference.norm_average, *make_inputs(*shape), dtype=torch.float32)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_float32_weights(dtype):
+def test_float32_weights(ops, dtype):
     inputs = make_inputs(5, 40, dtype=dtype, f32_weights=True)
-    out = F.norm_average(*inputs)
+    out = ops.norm_average(*inputs)
     assert out.dtype == dtype
     exact = reference.norm_average(*(x.double() for x in inputs))
     spacing = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11, torch.float64: 1e-6}[dtype]
@@ -52,15 +52,15 @@ def test_float32_weights(dtype):
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-6, 0.5])
-def test_eps(eps):
-    check_against_reference(F.norm_average, reference.norm_average, *make_inputs(3, 40), dtype=torch.float32, eps=eps)
+def test_eps(ops, eps):
+    check_against_reference(ops.norm_average, reference.norm_average, *make_inputs(3, 40), dtype=torch.float32, eps=eps)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
-def test_nan_and_inf_stay_in_their_row(value):
+def test_nan_and_inf_stay_in_their_row(ops, value):
     attn, ssm, *weights = make_inputs(3, 40)
     attn[1, 7] = value
-    check_against_reference(F.norm_average, reference.norm_average, attn, ssm, *weights, dtype=torch.float32)
+    check_against_reference(ops.norm_average, reference.norm_average, attn, ssm, *weights, dtype=torch.float32)
 
 
 def test_threads_do_not_change_bits():

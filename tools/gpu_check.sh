@@ -58,11 +58,16 @@ export HYMBA_OPS_TEST_DEVICE=cuda
 
 run_step load 60 env -C / PYTHONPATH="$out/site" "$python" -c \
   'import json, hymba_ops; print(json.dumps(hymba_ops.build_info(), indent=1))'
-run_step tests 240 "$python" -m pytest -p no:cacheprovider --junitxml="$out/tests.xml" $cuda_tests
+run_step tests 240 "$python" -m pytest -p no:cacheprovider -m "not emulated" --junitxml="$out/tests.xml" $cuda_tests
+if command -v nvcc > /dev/null; then
+  run_step primitives 120 "$python" tools/capture_primitives.py "$out/primitives.npz"
+else
+  cannot_run primitives "nvcc is not on PATH"
+fi
 if command -v compute-sanitizer > /dev/null; then
   for check in memcheck racecheck synccheck; do
     run_step "$check" 90 compute-sanitizer --tool "$check" --error-exitcode 9 "$python" -m pytest -p no:cacheprovider \
-      $cuda_tests -k "matches_reference and bf16"
+      $cuda_tests -m "not emulated" -k "matches_reference and bf16"
   done
 else
   cannot_run sanitizers "compute-sanitizer is not on PATH"

@@ -5,31 +5,28 @@
 //   launch_kernel(kernel<T>, {grid, block, shared_bytes}, stream, arguments...)    a cudaError_t as int
 //
 // Kernels use no other way to declare shared memory or to launch, and no inline PTX: that is in
-// cuda/primitives/, each wrapper beside its emulation.
+// cuda/primitives/, each wrapper beside its emulation. A wrapper in which lanes meet takes HYMBA_SITE as its
+// last parameter and passes HYMBA_AT on (both without a comma before), so that the emulator knows which call
+// each lane is in: `T warp_sum(T x HYMBA_SITE)`, `__shfl_xor_sync(mask, x, 1, 32 HYMBA_AT)`.
 #pragma once
 
 #ifdef __CUDACC__
 
 #include <cuda_runtime.h>
 
-#include <cstdint>
-#include <utility>
-
-namespace hymba::cuda {
-template <class T>
-struct SharedType {
-  using type = T;
-};
-}  // namespace hymba::cuda
-
-#define HYMBA_SHARED(Type, name) __shared__ typename ::hymba::cuda::SharedType<Type>::type name
+#define HYMBA_SHARED(Type, name) __shared__ std::type_identity_t<Type> name
 #define HYMBA_DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
+#define HYMBA_SITE
+#define HYMBA_AT
 
 #else
 
 #include "emulator.h"
 
 #endif
+
+#include <cstdint>
+#include <type_traits>
 
 namespace hymba::cuda {
 
@@ -39,23 +36,23 @@ struct LaunchShape {
   size_t shared_bytes = 0;  // dynamic
 };
 
-#ifdef __CUDACC__
-
 constexpr size_t kSharedWithoutAsking = 48 * 1024;
 
-template <class... Parameters, class... Arguments>
-int launch_kernel(void (*kernel)(Parameters...), const LaunchShape& shape, void* stream,
-                  Arguments&&... arguments) {
+template <class... Parameters>
+int launch_kernel(void (*kernel)(Parameters...), const LaunchShape& shape, [[maybe_unused]] void* stream,
+                  std::type_identity_t<Parameters>... arguments) {
+#ifdef __CUDACC__
   if (shape.shared_bytes > kSharedWithoutAsking) {
     const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                    static_cast<int>(shape.shared_bytes));
     if (error != cudaSuccess) return error;
   }
-  kernel<<<shape.grid, shape.block, shape.shared_bytes, static_cast<cudaStream_t>(stream)>>>(
-      std::forward<Arguments>(arguments)...);
+  kernel<<<shape.grid, shape.block, shape.shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
   return cudaGetLastError();
-}
-
+#else
+  emulator::run_kernel(kernel, shape.grid, shape.block, shape.shared_bytes, arguments...);
+  return cudaSuccess;
 #endif
+}
 
 }  // namespace hymba::cuda

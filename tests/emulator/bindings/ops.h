@@ -1,0 +1,13 @@
+// One function an op: adds it to the registry, with the arguments of hymba_ops.functional in their order.
+// Beside them, what the emulator's own tests call.
+#pragma once
+#include "bindings/registry.h"
+
+namespace hymba::emulator {
+
+void bind_norm_average(Registry& registry);
+
+void bind_faults(Registry& registry);
+void bind_probes(Registry& registry);
+
+}  // namespace hymba::emulator

@@ -1,0 +1,196 @@
+// Runs a launch: blocks one after the other, threads as fibers that run until they have to wait.
+#include "engine.h"
+
+#include <algorithm>
+#include <cstdarg>
+#include <cstdio>
+#include <numeric>
+
+namespace hymba::emulator {
+
+Options options;
+Fiber* current = nullptr;
+uint3 current_block;
+dim3 block_size, grid_size;
+static Block the_block;
+Block* const block = &the_block;
+
+uint3 thread_index() {
+  return current->thread;
+}
+int lane_index() {
+  return current->lane;
+}
+
+namespace {
+
+uint64_t next_random(uint64_t& state) {  // xorshift64
+  state ^= state << 13;
+  state ^= state >> 7;
+  state ^= state << 17;
+  return state;
+}
+
+uint64_t random_state(uint64_t stream) {
+  uint64_t state = 88172645463325252u ^ (options.seed * 0x9e3779b97f4a7c15u) ^ (stream << 20);
+  if (state == 0) state = 1;
+  next_random(state);
+  return state;
+}
+
+Fiber* take_ready() {
+  auto& ready = block->ready;
+  if (ready.empty()) return nullptr;
+  if (options.schedule == Schedule::random)
+    std::swap(ready[next_random(block->random) % ready.size()], ready.back());
+  Fiber* fiber = ready.back();
+  ready.pop_back();
+  return fiber;
+}
+
+// Ends the block with an error; the fibers are left where they are.
+[[noreturn]] void end_block(std::string error) {
+  block->error = std::move(error);
+  resume(current, nullptr, true);
+  __builtin_unreachable();
+}
+
+bool waits_at_same_place(const Fiber& a, const Fiber& b) {
+  return a.wait_name == b.wait_name && a.wait_object == b.wait_object &&
+         a.wait_site.line() == b.wait_site.line();
+}
+
+std::string deadlock() {
+  std::string text = describe_running_thread() + ": deadlock: no thread of the block can go on";
+  std::vector<const Fiber*> seen;
+  for (int i = 0; i < block->threads; ++i) {
+    const Fiber& fiber = block->fiber[i];
+    const auto same = [&](const Fiber* other) { return waits_at_same_place(fiber, *other); };
+    if (fiber.state != Fiber::State::waiting || std::any_of(seen.begin(), seen.end(), same)) continue;
+    seen.push_back(&fiber);
+    const auto count =
+        std::count_if(block->fiber.begin(), block->fiber.begin() + block->threads, [&](auto& other) {
+          return other.state == Fiber::State::waiting && waits_at_same_place(fiber, other);
+        });
+    text += "\n    " + std::to_string(count) + " threads, the first of them number " + std::to_string(i) +
+            ", wait in " + fiber.wait_name + " at " + fiber.wait_site.file_name() + ":" +
+            std::to_string(fiber.wait_site.line());
+  }
+  return text + "\n    " + std::to_string(block->done) + " of " + std::to_string(block->threads) +
+         " threads have returned";
+}
+
+void start_block(const Launch& launch, uint3 index, uint64_t number) {
+  Block& b = *block;
+  current_block = index;
+  b.launch = &launch;
+  b.threads = static_cast<int>(launch.block.x * launch.block.y * launch.block.z);
+  b.warps = (b.threads + kWarp - 1) / kWarp;
+  b.done = 0;
+  b.ready.clear();
+  b.error.clear();
+  b.random = random_state(number);
+  b.syncthreads = {};
+  b.named.fill({});
+  for (int w = 0; w < b.warps; ++w) {
+    const int lanes = std::min(kWarp, b.threads - w * kWarp);
+    b.warp[w].lanes = b.warp[w].live = lanes == kWarp ? ~0u : (1u << lanes) - 1;
+    for (Meeting& meeting : b.warp[w].meetings) meeting.mask = 0;
+  }
+  for (int i = 0; i < b.threads; ++i) {
+    const unsigned n = static_cast<unsigned>(i), x = launch.block.x, y = launch.block.y;
+    b.fiber[i] = {
+        .thread = {n % x, n / x % y, n / (x * y)}, .number = i, .lane = i % kWarp, .warp = i / kWarp};
+    b.copies[i].open.clear();
+    b.copies[i].groups.clear();
+    prepare_fiber(b.fiber[i]);
+  }
+  begin_shared_memory(launch.shared_bytes);
+  begin_block_races();
+  in_wake_order(b.threads, [&](int i) { make_ready(b.fiber[i]); });
+}
+
+void check_launch(const Launch& launch) {
+  const uint64_t threads = uint64_t{launch.block.x} * launch.block.y * launch.block.z;
+  const auto refuse = [](const std::string& what) { throw Error("invalid launch: " + what); };
+  if (current != nullptr) refuse("from within a kernel");
+  if (threads < 1 || threads > kMaxThreads || launch.block.z > 64)
+    refuse(std::to_string(threads) + " threads in a block");
+  if (launch.grid.x < 1 || launch.grid.y < 1 || launch.grid.z < 1 || launch.grid.x > 0x7fffffffu ||
+      launch.grid.y > 65535 || launch.grid.z > 65535)
+    refuse("a grid of " + std::to_string(launch.grid.x) + " x " + std::to_string(launch.grid.y) + " x " +
+           std::to_string(launch.grid.z) + " blocks");
+  if (launch.shared_bytes > kMaxSharedBytes)
+    refuse(std::to_string(launch.shared_bytes) + " bytes of dynamic shared memory");
+}
+
+std::vector<uint64_t> block_order(uint64_t count) {
+  std::vector<uint64_t> order(count);
+  std::iota(order.begin(), order.end(), uint64_t{0});
+  if (options.schedule == Schedule::descending) std::reverse(order.begin(), order.end());
+  if (options.schedule == Schedule::random) {
+    uint64_t state = random_state(count);
+    for (uint64_t i = count; i > 1; --i) std::swap(order[i - 1], order[next_random(state) % i]);
+  }
+  return order;
+}
+
+}  // namespace
+
+void make_ready(Fiber& fiber) {
+  fiber.state = Fiber::State::ready;
+  block->ready.push_back(&fiber);
+}
+
+void suspend(const char* name, const void* object, const Site& site) {
+  Fiber* self = current;
+  self->state = Fiber::State::waiting;
+  self->wait_name = name;
+  self->wait_object = object;
+  self->wait_site = site;
+  Fiber* next = take_ready();
+  if (next == nullptr) end_block(deadlock());
+  resume(self, next);
+}
+
+void thread_main() {
+  block->launch->run(block->launch->arguments);
+  Fiber* self = current;
+  if (has_pending_copies(*self)) fail("the thread returns while its cp.async copies are under way");
+  self->state = Fiber::State::done;
+  block->done++;
+  block->warp[self->warp].live &= ~(1u << self->lane);
+  Fiber* next = take_ready();
+  if (next == nullptr && block->done < block->threads) end_block(deadlock());
+  resume(self, next, true);
+  __builtin_unreachable();
+}
+
+void fail(const char* format, ...) {
+  char text[1024];
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(text, sizeof text, format, arguments);
+  va_end(arguments);
+  if (current == nullptr) throw Error(text);
+  end_block(describe_running_thread() + ": " + text + call_stack());
+}
+
+void run_grid(const Launch& launch) {
+  check_launch(launch);
+  report_crashes();
+  block_size = launch.block;
+  grid_size = launch.grid;
+  begin_launch_races();
+  const dim3 grid = launch.grid;
+  for (const uint64_t number : block_order(uint64_t{grid.x} * grid.y * grid.z)) {
+    const uint3 index{static_cast<unsigned>(number % grid.x), static_cast<unsigned>(number / grid.x % grid.y),
+                      static_cast<unsigned>(number / (uint64_t{grid.x} * grid.y))};
+    start_block(launch, index, number);
+    resume(nullptr, take_ready());
+    if (block->error.empty()) block->error = broken_red_zone();
+    if (!block->error.empty()) throw Error(block->error);
+  }
+}
+
+}  // namespace hymba::emulator

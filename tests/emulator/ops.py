@@ -1,0 +1,83 @@
+"""The public functions (same names, arguments and results as in hymba_ops.functional) on emulated CUDA kernels.
+
+Inputs are taken as valid: what the ops refuse is csrc/ops' business and tested there.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+
+from hymba_ops import functional as F
+
+from emulator.client import Client, Mode
+from emulator.shipped import ALIGNMENT, Shipped
+
+NUMPY_NAMES = {
+    torch.float32: "float32",
+    torch.bfloat16: "uint16",
+    torch.float16: "float16",
+    torch.float64: "float64",
+    torch.int32: "int32",
+}
+
+
+class EmulatedOps:
+    """`ops.norm_average(...)` and so on. An op that has no CUDA kernel yet, or none for a dtype, skips its test."""
+
+    # Arguments that an op changes in place, and ops whose kernels take no float64.
+    CHANGES = {"causal_conv1d_update": {"state"}, "selective_state_update": {"state"}}
+    WITHOUT_FLOAT64: set[str] = set()
+
+    def __init__(self, mode: Mode):
+        self._client = Client(mode)
+
+    def norm_average(self, *args, **kwargs):
+        (out,) = self._run("norm_average", args, kwargs)
+        return out
+
+    def _run(self, op: str, args: tuple, kwargs: dict, **replace) -> list[torch.Tensor | None]:
+        """Results of the module's function `op`, which takes the public function's arguments in order; those named in
+        `replace` are replaced."""
+        bound = inspect.signature(getattr(F, op)).bind(*args, **kwargs)
+        bound.apply_defaults()
+        values = bound.arguments | replace
+        tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+        if op not in self._client.ops:
+            pytest.skip(f"{op} has no CUDA kernel yet")
+        if op in self.WITHOUT_FLOAT64 and any(t.dtype == torch.float64 for t in tensors.values()):
+            pytest.skip(f"the CUDA kernel of {op} takes no float64")
+        changes = self.CHANGES.get(op, set())
+        arguments = [(name, ship(value) if name in tensors else value) for name, value in values.items()]
+        results, changed = self._client.run(op, arguments, changes)
+        for name, memory in changed.items():
+            memory_of(tensors[name]).copy_(torch.frombuffer(bytearray(memory), dtype=torch.uint8))
+        return [None if result is None else unship(result) for result in results]
+
+
+def memory_of(tensor: torch.Tensor) -> torch.Tensor:
+    """The bytes from the first element to the end of the last one, as they lie."""
+    span = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    if tensor.numel() == 0:
+        span = 0
+    return tensor.detach().as_strided((span,), (1,)).view(torch.uint8)
+
+
+def ship(tensor: torch.Tensor) -> Shipped:
+    return Shipped(
+        NUMPY_NAMES[tensor.dtype],
+        tuple(tensor.shape),
+        tuple(stride * tensor.element_size() for stride in tensor.stride()),
+        tensor.data_ptr() % ALIGNMENT,
+        memory_of(tensor).numpy().tobytes(),
+    )
+
+
+def unship(shipped: Shipped) -> torch.Tensor:
+    """A contiguous tensor; uint16 is bfloat16."""
+    dtype = {name: dtype for dtype, name in NUMPY_NAMES.items()}[shipped.dtype]
+    if not shipped.memory:
+        return torch.empty(shipped.shape, dtype=dtype)
+    return torch.frombuffer(bytearray(shipped.memory), dtype=dtype).view(shipped.shape)

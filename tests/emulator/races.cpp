@@ -1,0 +1,193 @@
+// The race checker: for every byte of shared and watched global memory its last write and some reads since,
+// each with the epoch of its warp. An access that did not happen before the present one is reported, whatever
+// the schedule. Accesses come from the hooks that -fsanitize=thread puts into kernel files (no libtsan is
+// linked) and from check_read and its like.
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+
+#include "engine.h"
+
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
+namespace hymba::emulator {
+namespace {
+
+struct Past {
+  uint32_t generation;  // of the block that made it; 0: none
+  uint32_t epoch;       // of its warp then
+  uint32_t code;        // low half of the code address
+  uint16_t thread;
+  bool atomic;
+};
+constexpr int kReads = 3;
+struct Cell {
+  Past write;
+  Past reads[kReads];
+};
+
+// Zeroed pages of the system, which cost nothing until they are touched.
+struct FreeCells {
+  void operator()(Cell* cells) const { std::free(cells); }
+};
+using Cells = std::unique_ptr<Cell[], FreeCells>;
+Cells allocate_cells(size_t count) {
+  return Cells(static_cast<Cell*>(std::calloc(count, sizeof(Cell))));
+}
+
+struct Watched {
+  char* begin;
+  size_t bytes;
+  Cells cells;
+};
+std::vector<Watched> watched;
+Cells shared_cells;
+uint32_t last_generation = 0;
+uint32_t launch_generation = 0;  // that of the last block of the launches before
+
+// Whether an access of this block happened before what the running thread does now.
+bool happened_before(const Past& past) {
+  const Fiber& self = *current;
+  if (past.thread == self.number) return true;
+  const int warp = past.thread / kWarp;
+  return past.epoch < (warp == self.warp ? block->epoch[warp] : block->clock[self.warp].of[warp]);
+}
+
+struct Checker {
+  bool global;
+  Past now;
+
+  bool exists(const Past& past) const {
+    return global ? past.generation > launch_generation : past.generation == now.generation;
+  }
+  bool of_other_block(const Past& past) const { return past.generation != now.generation; }
+  bool conflicts(const Past& past) const {
+    if (!exists(past) || (past.atomic && now.atomic)) return false;
+    return of_other_block(past) || !happened_before(past);
+  }
+
+  [[noreturn]] void report(const void* byte, const Past& past, const char* what) const;
+
+  void check(Cell& cell, const void* byte, bool writes) const {
+    if (conflicts(cell.write))
+      report(byte, cell.write, writes ? "writes after a write" : "reads after a write");
+    if (!writes) return;
+    for (const Past& read : cell.reads)
+      if (conflicts(read)) report(byte, read, "writes after a read");
+  }
+  void record(Cell& cell, bool writes) const {
+    if (!writes) {
+      slot_for_read(cell) = now;
+      return;
+    }
+    cell.write = now;
+    for (Past& read : cell.reads) read.generation = 0;
+  }
+  // A read that need not be remembered any more, or one of several that would all show the same race. One of
+  // another block is kept as long as there is one.
+  Past& slot_for_read(Cell& cell) const {
+    Past* other = nullptr;
+    for (Past& read : cell.reads) {
+      if (!exists(read)) return read;
+      if (!of_other_block(read)) {
+        if (happened_before(read)) return read;
+      } else if (other != nullptr) {
+        return read;
+      } else {
+        other = &read;
+      }
+    }
+    Past& read = cell.reads[current->number % kReads];
+    return &read == other ? cell.reads[(current->number + 1) % kReads] : read;
+  }
+};
+
+void Checker::report(const void* byte, const Past& past, const char* what) const {
+  const uintptr_t half = uintptr_t{1} << 32;
+  const uintptr_t here = reinterpret_cast<uintptr_t>(&check_races);
+  const uintptr_t code = (here & ~(half - 1)) | past.code;
+  const std::string other = describe_address(reinterpret_cast<void*>(code));
+  const std::string who =
+      of_other_block(past) ? "a thread of another block" : "thread number " + std::to_string(past.thread);
+  fail(
+      "data race on %s memory at %p: %s by %s that no synchronisation orders before it; the other "
+      "access:%s\n  this one:",
+      global ? "global" : "shared", byte, what, who.c_str(), other.c_str());
+}
+
+Cell* find_cells(const char* p, bool& global) {
+  if (is_shared(p)) {
+    global = false;
+    return &shared_cells[p - block->arena];
+  }
+  global = true;
+  for (Watched& range : watched)
+    if (p >= range.begin && p < range.begin + range.bytes) return &range.cells[p - range.begin];
+  return nullptr;
+}
+
+void refuse_red_zone(const char* p, size_t bytes) {
+  const size_t begin = static_cast<size_t>(p - block->arena);
+  for (const RedZone& zone : block->red_zones)
+    if (begin < zone.offset + zone.bytes && begin + bytes > zone.offset)
+      fail("access to shared memory %zd bytes behind the end of an array",
+           static_cast<ssize_t>(begin) - static_cast<ssize_t>(zone.offset));
+}
+
+}  // namespace
+
+void begin_launch_races() {
+  launch_generation = last_generation;
+  if (options.races && !shared_cells) shared_cells = allocate_cells(kArenaBytes);
+}
+
+void begin_block_races() {
+  block->generation = ++last_generation;
+  block->epoch.fill(1);
+  block->clock.fill({});
+}
+
+void warp_synchronised(int warp) {
+  block->epoch[warp]++;
+}
+
+void arrive(Clock& barrier, int warp) {
+  for (int w = 0; w < kMaxWarps; ++w) barrier.of[w] = std::max(barrier.of[w], block->clock[warp].of[w]);
+  barrier.of[warp] = ++block->epoch[warp];
+}
+
+void leave(const Clock& barrier, int warp) {
+  for (int w = 0; w < kMaxWarps; ++w)
+    block->clock[warp].of[w] = std::max(block->clock[warp].of[w], barrier.of[w]);
+}
+
+void check_races(const void* p, size_t bytes, Access access, void* pc) {
+  if (current == nullptr || !options.races) return;
+  bool global;
+  Cell* cells = find_cells(static_cast<const char*>(p), global);
+  if (cells == nullptr) return;
+  if (!global) refuse_red_zone(static_cast<const char*>(p), bytes);
+  const Fiber& self = *current;
+  const Checker checker{
+      global,
+      {block->generation, block->epoch[self.warp], static_cast<uint32_t>(reinterpret_cast<uintptr_t>(pc)),
+       static_cast<uint16_t>(self.number), access == Access::atomic}};
+  const bool writes = access != Access::read;
+  for (size_t i = 0; i < bytes; ++i) {
+    checker.check(cells[i], static_cast<const char*>(p) + i, writes);
+    checker.record(cells[i], writes);
+  }
+}
+
+void watch_global(void* begin, size_t bytes) {
+  if (bytes == 0 || !options.races) return;
+  watched.push_back({static_cast<char*>(begin), bytes, allocate_cells(bytes)});
+}
+
+void unwatch_global(void* begin) {
+  std::erase_if(watched, [&](const Watched& range) { return range.begin == begin; });
+}
+
+}  // namespace hymba::emulator

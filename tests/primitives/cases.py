@@ -1,0 +1,154 @@
+"""What each probe (probes.cu) is given, what it should give, and how far off a result may be. numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+BLOCK = 64  # probes.h: kBlock
+# The error of the special-function unit's approximations, with a factor of 2 for the last bit's rounding.
+APPROXIMATION = 2.0**-21
+SMALLEST_NORMAL = np.float32(2.0**-126)
+
+
+@dataclass
+class Case:
+    """`inputs` [items, ...]; expected(inputs) is what comes out, bit for bit where `tolerance` is 0.
+
+    Else to `tolerance` of the value, or, unless `relative`, of 1 where the value is smaller.
+    """
+
+    inputs: np.ndarray
+    expected: Callable[[np.ndarray], np.ndarray]
+    tolerance: float = 0.0
+    relative: bool = True
+
+
+def _whole_blocks(values: np.ndarray) -> np.ndarray:
+    """The values, from the start again until the last block is full."""
+    return np.resize(values, (-(-len(values) // BLOCK) * BLOCK, *values.shape[1:]))
+
+
+def _floats(*ranges: tuple[float, float]) -> np.ndarray:
+    """Random numbers of each range, and the special ones."""
+    random = np.random.default_rng(0)
+    special = np.array([0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 1e-45, -1e-45, 1e-38, 1.5e-38], np.float32)
+    parts = [random.uniform(*bounds, 200).astype(np.float32) for bounds in ranges]
+    return _whole_blocks(np.concatenate([special, *parts]))
+
+
+def _flush(x: np.ndarray) -> np.ndarray:
+    """Subnormal numbers become zero."""
+    return np.where(np.abs(x) < SMALLEST_NORMAL, np.copysign(np.float32(0), x), x)
+
+
+def _approximation(function: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    def expected(x: np.ndarray) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            return _flush(function(_flush(x).astype(np.float64)).astype(np.float32))
+
+    return expected
+
+
+def _to_bf16(x: np.ndarray) -> np.ndarray:
+    """By adding half of the last kept bit, ties to even."""
+    bits = x.view(np.uint32).astype(np.uint64)
+    rounded = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(x), np.uint16(0x7FFF), rounded)
+
+
+def _to_f16(x: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return np.where(np.isnan(x), np.uint16(0x7FFF), x.astype(np.float16).view(np.uint16))
+
+
+def _from_bf16(x: np.ndarray) -> np.ndarray:
+    return (x.astype(np.uint32) << 16).view(np.float32)
+
+
+def _sums(group: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Each item becomes the sum of its group's items."""
+    return lambda x: np.repeat(x.reshape(-1, group).astype(np.float64).sum(1), group).astype(np.float32)
+
+
+def _unless_even(x: np.ndarray) -> np.ndarray:
+    return np.where(x[:, :1] % 2 == 1, x, np.uint8(0))
+
+
+def _all_16_bits() -> np.ndarray:
+    """Every bit pattern but NaNs, whose payloads are nobody's promise."""
+    bits = np.arange(2**16, dtype=np.uint16)
+    return _whole_blocks(bits[~np.isnan(bits.view(np.float16)) & ~np.isnan(_from_bf16(bits))])
+
+
+def _bytes(count: int) -> np.ndarray:
+    return np.random.default_rng(count).integers(0, 256, (4 * BLOCK, count), dtype=np.uint8)
+
+
+ROUNDED = _floats((-2, 2), (-1e-6, 1e-6), (-7e4, 7e4), (-3.4e38, 3.4e38))
+SUMMED = np.random.default_rng(1).normal(size=4 * BLOCK).astype(np.float32)
+
+CASES = {
+    "exp2_approx": Case(_floats((-2, 2), (-130, 130), (-1e-3, 1e-3)), _approximation(np.exp2), APPROXIMATION),
+    "log2_approx": Case(
+        _floats((0, 2), (0.99, 1.01), (0, 1e30), (-1, 0)), _approximation(np.log2), APPROXIMATION, False
+    ),
+    "reciprocal_approx": Case(
+        _floats((-2, 2), (-1e30, 1e30), (-1e-30, 1e-30)), _approximation(np.reciprocal), APPROXIMATION
+    ),
+    "rsqrt_approx": Case(
+        _floats((0, 2), (0, 1e30), (0, 1e-30), (-1, 0)), _approximation(lambda x: 1 / np.sqrt(x)), APPROXIMATION
+    ),
+    "widen_bf16": Case(_all_16_bits(), _from_bf16),
+    "widen_f16": Case(_all_16_bits(), lambda x: x.view(np.float16).astype(np.float32)),
+    "narrow_bf16": Case(ROUNDED, _to_bf16),
+    "narrow_f16": Case(ROUNDED, _to_f16),
+    "narrow_pair_bf16": Case(_whole_blocks(ROUNDED.reshape(-1, 2)), lambda x: _to_bf16(x).view(np.uint32)[:, 0]),
+    "narrow_pair_f16": Case(_whole_blocks(ROUNDED.reshape(-1, 2)), lambda x: _to_f16(x).view(np.uint32)[:, 0]),
+    **{f"load_store_{n}": Case(_bytes(n), np.copy) for n in (2, 4, 8, 16)},
+    **{f"{kind}_{n}": Case(_bytes(n), np.copy) for kind in ("load_constant", "streaming") for n in (4, 8, 16)},
+    **{f"copy_async_{n}": Case(_bytes(n), _unless_even) for n in (4, 8, 16)},
+    "warp_sum": Case(SUMMED, _sums(32), 1e-6, relative=False),
+    "warp_sum_8": Case(SUMMED, _sums(8), 1e-6, relative=False),
+    "warp_max": Case(SUMMED, lambda x: np.repeat(x.reshape(-1, 32).max(1), 32)),
+    "block_sum": Case(SUMMED, _sums(BLOCK), 1e-6, relative=False),
+    "named_barriers": Case(SUMMED, lambda x: x.reshape(-1, 2, 32)[:, ::-1].reshape(-1)),
+}
+
+
+def assert_agrees(name: str, actual: np.ndarray, expected: np.ndarray) -> None:
+    """`actual` is what the probe should give, to its case's tolerance; NaN stands where NaN should."""
+    case = CASES[name]
+    assert actual.shape == expected.shape and actual.dtype == expected.dtype, name
+    if case.tolerance == 0:
+        kind = np.dtype(f"u{actual.itemsize}")
+        wrong = (actual.view(kind) != expected.view(kind)) & ~((actual != actual) & (expected != expected))
+    else:
+        a, e = actual.astype(np.float64), expected.astype(np.float64)
+        scale = np.abs(e) if case.relative else np.maximum(np.abs(e), 1)
+        with np.errstate(invalid="ignore"):
+            wrong = ~((a == e) | (np.abs(a - e) <= case.tolerance * scale) | (np.isnan(a) & np.isnan(e)))
+    first = np.argmax(wrong)
+    assert not wrong.any(), f"{name}: item {first} is {actual.flat[first]}, expected {expected.flat[first]}"
+
+
+def capture(run: Callable[[str, np.ndarray, np.ndarray], np.ndarray], file: Path, device: str) -> None:
+    """Writes inputs and outputs of every probe, as run(name, inputs, like) gives them, to a .npz file; `like` has the
+    outputs' shape and dtype."""
+    arrays = {"device": np.array(device)}
+    for name, case in CASES.items():
+        arrays[f"{name}.in"] = case.inputs
+        arrays[f"{name}.out"] = run(name, case.inputs, np.empty_like(case.expected(case.inputs)))
+    np.savez_compressed(file, **arrays)
+
+
+def assert_agrees_with_capture(run: Callable[[str, np.ndarray, np.ndarray], np.ndarray], file: Path) -> None:
+    """What run(...) gives for the captured inputs agrees with the captured outputs."""
+    with np.load(file) as captured:
+        for name in CASES:
+            assert f"{name}.out" in captured, f"{file} has no {name}: capture it again (tools/capture_primitives.py)"
+            outputs = captured[f"{name}.out"]
+            assert_agrees(name, run(name, captured[f"{name}.in"], outputs), outputs)

@@ -1,0 +1,164 @@
+#include "primitives/probes.h"
+
+#include "cuda/primitives/math.cuh"
+#include "cuda/primitives/memory.cuh"
+#include "cuda/primitives/warp.cuh"
+
+namespace hymba::probes {
+namespace {
+
+using namespace cuda;
+
+// A probe's `run` is one thread's work on its item.
+template <class P>
+__global__ void __launch_bounds__(kBlock) probe(const typename P::In* in, typename P::Out* out) {
+  const unsigned i = blockIdx.x * kBlock + threadIdx.x;
+  P::run(in + i, out + i);
+}
+
+template <class P>
+int launch(const void* in, void* out, int items, void* stream) {
+  return launch_kernel(probe<P>, LaunchShape{static_cast<unsigned>(items / kBlock), kBlock}, stream,
+                       static_cast<const typename P::In*>(in), static_cast<typename P::Out*>(out));
+}
+
+template <class P>
+Probe make(const char* name) {
+  return {name, sizeof(typename P::In), sizeof(typename P::Out), launch<P>};
+}
+
+// An item in, a value out.
+#define HYMBA_PROBE(Name, InType, OutType, expression)   \
+  struct Name {                                          \
+    using In = InType;                                   \
+    using Out = OutType;                                 \
+    static __device__ void run(const In* in, Out* out) { \
+      const In x = *in;                                  \
+      *out = expression;                                 \
+    }                                                    \
+  }
+
+HYMBA_PROBE(Exp2, float, float, exp2_approx(x));
+HYMBA_PROBE(Log2, float, float, log2_approx(x));
+HYMBA_PROBE(Reciprocal, float, float, reciprocal_approx(x));
+HYMBA_PROBE(Rsqrt, float, float, rsqrt_approx(x));
+HYMBA_PROBE(WidenBf16, bfloat16, float, widen(x));
+HYMBA_PROBE(WidenF16, float16, float, widen(x));
+HYMBA_PROBE(NarrowPairBf16, float2, uint32_t, __builtin_bit_cast(uint32_t, narrow_pair_bf16(x.x, x.y)));
+HYMBA_PROBE(NarrowPairF16, float2, uint32_t, __builtin_bit_cast(uint32_t, narrow_pair_f16(x.x, x.y)));
+HYMBA_PROBE(WarpSum, float, float, warp_sum(x));
+HYMBA_PROBE(WarpSum8, float, float, warp_sum<8>(x));
+HYMBA_PROBE(WarpMax, float, float, warp_max(x));
+
+template <class T>
+struct Narrow {
+  using In = float;
+  using Out = T;
+  static __device__ void run(const In* in, Out* out) { narrow(*out, *in); }
+};
+
+// kCount bytes each.
+template <int kCount>
+struct LoadStore {
+  using In = Pack<unsigned char, kCount>;
+  using Out = In;
+  static __device__ void run(const In* in, Out* out) { store(&out->at[0], load<kCount>(&in->at[0])); }
+};
+template <int kCount>
+struct LoadConstant {
+  using In = Pack<unsigned char, kCount>;
+  using Out = In;
+  static __device__ void run(const In* in, Out* out) {
+    store(&out->at[0], load_constant<kCount>(&in->at[0]));
+  }
+};
+template <int kCount>
+struct Streaming {
+  using In = Pack<unsigned char, kCount>;
+  using Out = In;
+  static __device__ void run(const In* in, Out* out) {
+    store_streaming(&out->at[0], load_streaming<kCount>(&in->at[0]));
+  }
+};
+
+// Items whose first byte is even are not to be read.
+template <int kCount>
+struct CopyAsync {
+  using In = Pack<unsigned char, kCount>;
+  using Out = In;
+  static __device__ void run(const In* in, Out* out) {
+    HYMBA_SHARED(In[kBlock], shared);
+    copy_async<kCount>(&shared[threadIdx.x], in, (*in)[0] % 2 == 1);
+    commit_copies();
+    wait_copies<0>();
+    *out = shared[threadIdx.x];
+  }
+};
+
+struct BlockSum {
+  using In = float;
+  using Out = float;
+  static __device__ void run(const In* in, Out* out) {
+    HYMBA_SHARED(float[kBlock / kWarpSize], partial);
+    *out = block_sum(*in, partial);
+  }
+};
+
+// Warp 1 waits at a named barrier for what warp 0 has put into shared memory; then the other way round.
+struct NamedBarriers {
+  using In = float;
+  using Out = float;
+  static __device__ void run(const In* in, Out* out) {
+    HYMBA_SHARED(float[kWarpSize], there);
+    HYMBA_SHARED(float[kWarpSize], back);
+    const unsigned lane = threadIdx.x % kWarpSize;
+    if (threadIdx.x < kWarpSize) {
+      there[lane] = *in;
+      barrier_arrive(1, kBlock);
+      barrier_sync(2, kBlock);
+      *out = back[lane];
+    } else {
+      barrier_sync(1, kBlock);
+      *out = there[lane];
+      back[lane] = *in;
+      barrier_arrive(2, kBlock);
+    }
+  }
+};
+
+}  // namespace
+
+std::vector<Probe> all_probes() {
+  return {
+      make<Exp2>("exp2_approx"),
+      make<Log2>("log2_approx"),
+      make<Reciprocal>("reciprocal_approx"),
+      make<Rsqrt>("rsqrt_approx"),
+      make<WidenBf16>("widen_bf16"),
+      make<WidenF16>("widen_f16"),
+      make<Narrow<bfloat16>>("narrow_bf16"),
+      make<Narrow<float16>>("narrow_f16"),
+      make<NarrowPairBf16>("narrow_pair_bf16"),
+      make<NarrowPairF16>("narrow_pair_f16"),
+      make<LoadStore<2>>("load_store_2"),
+      make<LoadStore<4>>("load_store_4"),
+      make<LoadStore<8>>("load_store_8"),
+      make<LoadStore<16>>("load_store_16"),
+      make<LoadConstant<4>>("load_constant_4"),
+      make<LoadConstant<8>>("load_constant_8"),
+      make<LoadConstant<16>>("load_constant_16"),
+      make<Streaming<4>>("streaming_4"),
+      make<Streaming<8>>("streaming_8"),
+      make<Streaming<16>>("streaming_16"),
+      make<CopyAsync<4>>("copy_async_4"),
+      make<CopyAsync<8>>("copy_async_8"),
+      make<CopyAsync<16>>("copy_async_16"),
+      make<WarpSum>("warp_sum"),
+      make<WarpSum8>("warp_sum_8"),
+      make<WarpMax>("warp_max"),
+      make<BlockSum>("block_sum"),
+      make<NamedBarriers>("named_barriers"),
+  };
+}
+
+}  // namespace hymba::probes
