@@ -20,7 +20,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from primitives.cases import CASES, assert_agrees, capture  # noqa: E402
+from primitives.cases import CASES, assert_agrees, capture  # type: ignore[import-not-found]  # noqa: E402  (tests/)
 
 
 def build(folder: Path) -> ctypes.CDLL:
@@ -32,7 +32,8 @@ def build(folder: Path) -> ctypes.CDLL:
     )  # fmt: skip
     probes = ctypes.CDLL(str(library))
     probes.hymba_run_probe.restype = ctypes.c_char_p
-    probes.hymba_run_probe.argtypes = [ctypes.c_char_p, *[ctypes.c_void_p, ctypes.c_size_t] * 2, ctypes.c_int]
+    pointer, size = ctypes.c_void_p, ctypes.c_size_t
+    probes.hymba_run_probe.argtypes = [ctypes.c_char_p, pointer, size, pointer, size, ctypes.c_int]
     probes.hymba_device_name.restype = ctypes.c_char_p
     return probes
 
