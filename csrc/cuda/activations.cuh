@@ -1,0 +1,47 @@
+// softplus and silu. In float with the special-function unit: relative error below 1e-6 where the result is a
+// normal number and |x| < 16, and |x| 2^-24 beyond. In double the library's functions.
+#pragma once
+#include "cuda/device.cuh"
+#include "cuda/primitives/math.cuh"
+
+namespace hymba::cuda {
+
+constexpr float kLog2E = 1.44269504f;
+
+// e^-|x|, in (0, 1]
+__device__ __forceinline__ float exp_minus_abs(float x) {
+  return exp2_approx(-kLog2E * fabsf(x));
+}
+__device__ __forceinline__ double exp_minus_abs(double x) {
+  return exp(-fabs(x));
+}
+
+// log(1 + e^x) = max(x, 0) + log1p(u), u = e^-|x|. log2_approx errs by an absolute 2^-22 near 1, too much for
+// the small steps that Mamba starts with, so log1p(u) = 2 atanh(u / (2 + u)), a polynomial: small results keep
+// their relative precision. Same coefficients as the CPU's (csrc/cpu/simd.h).
+__device__ __forceinline__ float softplus(float x) {
+  const float u = exp_minus_abs(x);
+  const float t = u * reciprocal_approx(u + 2.0f);
+  const float s = t * t;
+  float p = 0.281915472234f;
+  p = p * s + 0.279576657946f;
+  p = p * s + 0.400251143238f;
+  p = p * s + 0.666663101449f;
+  p = p * s + 2.0f;
+  return (x < 0.0f ? 0.0f : x) + t * p;  // NaN stays NaN
+}
+__device__ __forceinline__ double softplus(double x) {
+  return (x < 0.0 ? 0.0 : x) + log1p(exp_minus_abs(x));
+}
+
+// x sigmoid(x), with e^-|x| on either side of 0, so that nothing overflows.
+__device__ __forceinline__ float silu(float x) {
+  const float u = exp_minus_abs(x);
+  return (x < 0.0f ? x * u : x) * reciprocal_approx(u + 1.0f);
+}
+__device__ __forceinline__ double silu(double x) {
+  const double u = exp_minus_abs(x);
+  return (x < 0.0 ? x * u : x) / (u + 1.0);
+}
+
+}  // namespace hymba::cuda
