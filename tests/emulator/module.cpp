@@ -86,6 +86,7 @@ PYBIND11_MODULE(hymba_emulated, module) {
 
   static Registry registry;
   bind_norm_average(registry);
+  bind_selective_scan(registry);
   bind_faults(registry);
   bind_probes(registry);
   py::dict functions;

@@ -38,9 +38,19 @@ class EmulatedOps:
         (out,) = self._run("norm_average", args, kwargs)
         return out
 
+    def selective_scan(self, *args, return_final_state=False, **kwargs):
+        out, final_state, _ = self.selective_scan_outputs(
+            *args, return_final_state=return_final_state, save_checkpoints=False, **kwargs
+        )
+        return (out, final_state) if return_final_state else out
+
+    def selective_scan_outputs(self, *args, save_checkpoints, **kwargs):
+        """Output, final state and checkpoints, as the op has them."""
+        return self._run("selective_scan", args, kwargs, save_checkpoints=save_checkpoints)
+
     def _run(self, op: str, args: tuple, kwargs: dict, **replace) -> list[torch.Tensor | None]:
-        """Results of the module's function `op`, which takes the public function's arguments in order; those named in
-        `replace` are replaced."""
+        """Results of the module's function `op`, which takes the public function's arguments in order, those named in
+        `replace` replaced, and behind them what else `replace` names."""
         bound = inspect.signature(getattr(F, op)).bind(*args, **kwargs)
         bound.apply_defaults()
         values = bound.arguments | replace

@@ -6,6 +6,7 @@
 namespace hymba::emulator {
 
 void bind_norm_average(Registry& registry);
+void bind_selective_scan(Registry& registry);
 
 void bind_faults(Registry& registry);
 void bind_probes(Registry& registry);
