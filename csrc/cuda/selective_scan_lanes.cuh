@@ -234,6 +234,12 @@ class LaneScan {
 
 // A block a span and kChannels channels. kPiecesOnly: the last state and the sum of dt of each piece but a
 // sequence's last one, to the workspace.
+// launch: lane_scan_kernel<double, 4, 4, *> threads 128, shared 16384
+// launch: lane_scan_kernel<double, 8, 8, *> threads 128, shared 11264
+// launch: lane_scan_kernel<double, 32, 8, *> threads 128, shared 16768
+// launch: lane_scan_kernel<*, 4, 4, *> threads 128, shared 8192
+// launch: lane_scan_kernel<*, 8, 8, *> threads 128, shared 5632
+// launch: lane_scan_kernel<*, 32, 8, *> threads 128, shared 8384
 template <class T, int kLanes, int kStates, int kTile, bool kPiecesOnly>
 __global__ void __launch_bounds__(kScanThreads, 2) lane_scan_kernel(SelectiveScanParams p) {
   using Scan = LaneScan<T, kLanes, kStates, kTile>;
