@@ -85,7 +85,10 @@ PYBIND11_MODULE(hymba_emulated, module) {
       });
 
   static Registry registry;
+  bind_linear(registry);
   bind_norm_average(registry);
+  bind_rms_norm(registry);
+  bind_rotary(registry);
   bind_faults(registry);
   bind_probes(registry);
   py::dict functions;

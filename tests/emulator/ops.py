@@ -28,14 +28,36 @@ class EmulatedOps:
     """`ops.norm_average(...)` and so on. An op that has no CUDA kernel yet, or none for a dtype, skips its test."""
 
     # Arguments that an op changes in place, and ops whose kernels take no float64.
-    CHANGES = {"causal_conv1d_update": {"state"}, "selective_state_update": {"state"}}
+    CHANGES = {"causal_conv1d_update": {"state"}, "linear_epilogue": {"out"}, "selective_state_update": {"state"}}
     WITHOUT_FLOAT64: set[str] = set()
 
     def __init__(self, mode: Mode):
         self._client = Client(mode)
 
+    def gated_linear(self, x, gate_weight, weight):
+        gate, out = (torch.nn.functional.linear(x, w) for w in (gate_weight, weight))
+        return self._linear_epilogue(out, gate, None)
+
+    def linear(self, x, weight, bias=None, *, residual=None):
+        if residual is None:
+            pytest.skip("without a residual, linear is the library's product alone")
+        return self._linear_epilogue(torch.nn.functional.linear(x, weight, bias), None, residual)
+
     def norm_average(self, *args, **kwargs):
         (out,) = self._run("norm_average", args, kwargs)
+        return out
+
+    def rms_norm(self, *args, **kwargs):
+        (out,) = self._run("rms_norm", args, kwargs)
+        return out
+
+    def rotary(self, *args, **kwargs):
+        (out,) = self._run("rotary", args, kwargs)
+        return out
+
+    def _linear_epilogue(self, out, gate, residual):
+        """The product is the library's on a GPU, torch's here; behind it comes the emulated kernel."""
+        self._launch("linear_epilogue", {"out": out, "gate": gate, "residual": residual})
         return out
 
     def _run(self, op: str, args: tuple, kwargs: dict, **replace) -> list[torch.Tensor | None]:
@@ -43,7 +65,10 @@ class EmulatedOps:
         `replace` are replaced."""
         bound = inspect.signature(getattr(F, op)).bind(*args, **kwargs)
         bound.apply_defaults()
-        values = bound.arguments | replace
+        return self._launch(op, bound.arguments | replace)
+
+    def _launch(self, op: str, values: dict) -> list[torch.Tensor | None]:
+        """Results of the module's function `op` of the values, in order."""
         tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
         if op not in self._client.ops:
             pytest.skip(f"{op} has no CUDA kernel yet")

@@ -5,7 +5,10 @@
 
 namespace hymba::emulator {
 
+void bind_linear(Registry& registry);
 void bind_norm_average(Registry& registry);
+void bind_rms_norm(Registry& registry);
+void bind_rotary(Registry& registry);
 
 void bind_faults(Registry& registry);
 void bind_probes(Registry& registry);
