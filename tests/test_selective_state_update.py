@@ -8,14 +8,14 @@ import torch
 import python_reference as reference
 from hymba_ops import functional as F
 
-from kernel_cases import DTYPES, LAYOUTS, assert_threads_do_not_matter, bad_input, dense, randn
+from kernel_cases import DEVICE, DTYPES, LAYOUTS, assert_threads_do_not_matter, bad_input, dense, randn
 from tolerance import assert_close, to_float64
 
 TOKEN_INPUTS = ("x", "dt", "B", "C", "z")
 
 
 def slots(*values):
-    return torch.tensor(values, dtype=torch.int32)
+    return torch.tensor(values, dtype=torch.int32, device=DEVICE)
 
 
 def make_inputs(n, *, B=3, C=20, N=16, dtype=torch.float32, layout=dense):
@@ -43,9 +43,9 @@ def run(function, state, inputs, **kwargs):
     )
 
 
-def check(state, inputs, *, dtype, **kwargs):
+def check(ops, state, inputs, *, dtype, **kwargs):
     states = [state, state.clone(), state.double().clone()]
-    actual = run(F.selective_state_update, states[0], inputs, **kwargs)
+    actual = run(ops.selective_state_update, states[0], inputs, **kwargs)
     plain = run(reference.selective_state_update, states[1], inputs, **kwargs)
     exact = run(reference.selective_state_update, states[2], to_float64(inputs), **kwargs)
     assert_close(actual, plain, exact, dtype=dtype)
@@ -56,21 +56,21 @@ def check(state, inputs, *, dtype, **kwargs):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("n", [None, 1, 2, 5, 16], ids=lambda n: f"n{n}")
-def test_matches_reference(n, layout, dtype):
-    check(make_state(3, dtype=dtype, layout=layout), make_inputs(n, dtype=dtype, layout=layout), dtype=dtype)
+def test_matches_reference(ops, n, layout, dtype):
+    check(ops, make_state(3, dtype=dtype, layout=layout), make_inputs(n, dtype=dtype, layout=layout), dtype=dtype)
 
 
 @pytest.mark.parametrize("N", [1, 3, 8, 15, 16, 17, 64, 256], ids=lambda n: f"N{n}")
 @pytest.mark.parametrize("C", [1, 9, 16, 63, 64, 65], ids=lambda c: f"C{c}")
-def test_sizes(C, N):
-    check(make_state(3, C=C, N=N), make_inputs(2, C=C, N=N), dtype=torch.float32)
+def test_sizes(ops, C, N):
+    check(ops, make_state(3, C=C, N=N), make_inputs(2, C=C, N=N), dtype=torch.float32)
 
 
-def test_optional_parts():
+def test_optional_parts(ops):
     inputs = make_inputs(2) | {"D": None, "z": None, "dt_bias": None}
-    check(make_state(3), inputs, dtype=torch.float32)
+    check(ops, make_state(3), inputs, dtype=torch.float32)
     inputs["dt"] = inputs["dt"].abs()
-    check(make_state(3), inputs, dtype=torch.float32, dt_softplus=False)
+    check(ops, make_state(3), inputs, dtype=torch.float32, dt_softplus=False)
 
 
 @pytest.mark.parametrize("n", [1, 3, 16])
@@ -85,11 +85,11 @@ def test_steps_equal_the_whole_scan(n):
     assert torch.equal(torch.cat(outs, 1), whole) and torch.equal(state, last)
 
 
-def test_slots_and_padding():
+def test_slots_and_padding(ops):
     state = make_state(7)
     before = state.clone()
     out, state = check(
-        state, make_inputs(2, B=4), dtype=torch.float32, slots_in=slots(5, -1, 0, 2), slots_out=slots(5, 3, 1, -1)
+        ops, state, make_inputs(2, B=4), dtype=torch.float32, slots_in=slots(5, -1, 0, 2), slots_out=slots(5, 3, 1, -1)
     )
     assert (out[[1, 3]] == 0).all() and not (out[[0, 2]] == 0).all()
     untouched = [0, 2, 3, 4, 6]
@@ -97,8 +97,8 @@ def test_slots_and_padding():
     assert not torch.equal(state[5], before[5]) and not torch.equal(state[1], before[1])
 
 
-def test_fork_one_slot_into_two():
-    check(make_state(4), make_inputs(1, B=2), dtype=torch.float32, slots_in=slots(0, 0), slots_out=slots(2, 3))
+def test_fork_one_slot_into_two(ops):
+    check(ops, make_state(4), make_inputs(1, B=2), dtype=torch.float32, slots_in=slots(0, 0), slots_out=slots(2, 3))
 
 
 def test_threads_do_not_change_bits():

@@ -1,8 +1,10 @@
-// Rows in chunks, shared by rms_norm and norm_average: kCount neighbouring elements that a thread takes at
-// once, in packs where every chunk is aligned, else element by element. A chunk belongs to the same thread
-// either way, so sums over a row have the same order, and a row the same bits, wherever it lies in memory.
+// Rows in chunks, shared by norms, convolutions and state updates: kCount neighbouring elements that a thread
+// takes at once, in packs where every chunk is aligned, else element by element. A chunk belongs to the same
+// thread either way, so sums over a row have the same order, and a row the same bits, wherever it lies in
+// memory.
 #pragma once
 #include "core/dtype.h"
+#include "core/sequences.h"
 #include "core/view.h"
 #include "cuda/device.cuh"
 #include "cuda/primitives/math.cuh"
@@ -28,7 +30,7 @@ __device__ __forceinline__ void load_chunk(C (&out)[kCount], const S* p, int64_t
   }
 }
 
-// Elements d and on of a norm's weight, which is of type T or float32.
+// Elements d and on of a weight, which is of type T or float32.
 template <bool kPacks, class T, int kCount>
 __device__ __forceinline__ void load_weights(compute_t<T> (&out)[kCount], const void* weight, bool is_f32,
                                              int64_t d, int64_t left) {
@@ -59,7 +61,13 @@ bool rows_in_packs(const RowView& rows) {
   return aligned;
 }
 
-// Whether a weight of any type can be read in packs of 16 bytes or less.
+template <class T, int kCount>
+bool rows_in_packs(const TokensView& rows) {
+  return packs_aligned<kCount>(static_cast<const T*>(rows.data), rows.token_stride) &&
+         rows.batch_stride % kCount == 0;
+}
+
+// Whether a weight of any type can be read in packs of 16 bytes or less; none can.
 inline bool weight_in_packs(const void* weight) {
   return reinterpret_cast<uintptr_t>(weight) % 16 == 0;
 }

@@ -34,6 +34,14 @@ class EmulatedOps:
     def __init__(self, mode: Mode):
         self._client = Client(mode)
 
+    def causal_conv1d(self, *args, **kwargs):
+        out, final_state = self._run("causal_conv1d", args, kwargs)
+        return out if final_state is None else (out, final_state)
+
+    def causal_conv1d_update(self, *args, **kwargs):
+        (out,) = self._run("causal_conv1d_update", args, kwargs)
+        return out
+
     def gated_linear(self, x, gate_weight, weight):
         gate, out = (torch.nn.functional.linear(x, w) for w in (gate_weight, weight))
         return self._linear_epilogue(out, gate, None)
@@ -53,6 +61,10 @@ class EmulatedOps:
 
     def rotary(self, *args, **kwargs):
         (out,) = self._run("rotary", args, kwargs)
+        return out
+
+    def selective_state_update(self, *args, **kwargs):
+        (out,) = self._run("selective_state_update", args, kwargs)
         return out
 
     def _linear_epilogue(self, out, gate, residual):
