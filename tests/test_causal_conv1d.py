@@ -93,7 +93,16 @@ def test_packed_matches_reference(ops, C, with_state, layout, dtype):
     assert (out[:, 74:] == 0).all()
 
 
-PACKINGS = [(), (0,), (0, 0, 5), (CHUNK, CHUNK), (2 * CHUNK, 0), (CHUNK - 1, 1, 0, CHUNK + 1), (1,) * 40, (0,) * 9 + (3,)]
+PACKINGS = [
+    (),
+    (0,),
+    (0, 0, 5),
+    (CHUNK, CHUNK),
+    (2 * CHUNK, 0),
+    (CHUNK - 1, 1, 0, CHUNK + 1),
+    (1,) * 40,
+    (0,) * 9 + (3,),
+]
 
 
 @pytest.mark.parametrize("tail", [0, 1, CHUNK])
@@ -101,9 +110,7 @@ PACKINGS = [(), (0,), (0, 0, 5), (CHUNK, CHUNK), (2 * CHUNK, 0), (CHUNK - 1, 1, 
 def test_packings(ops, lengths, tail):
     x, weight, bias = make_inputs(sum(lengths) + tail, C=8)
     state = randn(len(lengths), 3, 8, seed=7)
-    out, _ = check(
-        ops, x, weight, bias, dtype=torch.float32, initial_state=state, cu_seqlens=cu_seqlens(*lengths)
-    )
+    out, _ = check(ops, x, weight, bias, dtype=torch.float32, initial_state=state, cu_seqlens=cu_seqlens(*lengths))
     assert (out[:, sum(lengths) :] == 0).all()
 
 

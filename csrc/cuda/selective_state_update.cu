@@ -21,10 +21,10 @@ constexpr int kThreads = 128;
 template <class T>
 constexpr int kMinBlocks = std::is_same_v<T, double> ? 1 : 0;
 
-__device__ __forceinline__ float decay_factor(float x) {
+__device__ __forceinline__ float exp2_of(float x) {
   return exp2_approx(x);
 }
-__device__ __forceinline__ double decay_factor(double x) {
+__device__ __forceinline__ double exp2_of(double x) {
   return exp2(x);
 }
 
@@ -36,75 +36,57 @@ __device__ __forceinline__ compute_t<T> parameter(const void* data, bool is_f32,
                 : compute_t<T>(widen(static_cast<const T*>(data)[i]));
 }
 
-// A lane's states of one channel, in kParts packs: part j of lane l begins at state (j kLanes + l) kPack.
-// kPacks: all arrays can be read in packs, and N is a whole number of them.
-template <class T, bool kPacks, int kLanes, int kParts>
+// A lane's part of a row of N states: pack j of lane l begins at state (j kLanes + l) kPack. kPacks: rows can
+// be read in packs, and N is a whole number of them.
+template <class C, bool kPacks, int kLanes, int kParts>
 class LaneStates {
-  using C = compute_t<T>;
   static constexpr int kPack = kPackCount<C>;
 
  public:
+  using Row = C[kParts][kPack];
+
   // count: N, or 0 for a lane without a channel.
   __device__ __forceinline__ explicit LaneStates(int count)
       : first_(static_cast<int>(threadIdx.x) % kLanes * kPack), count_(count) {}
 
-  // The rows of the channel.
+  // A row that nobody writes; states that are not there become zero.
   template <class S>
-  __device__ __forceinline__ void set_decay(const S* A) {
+  __device__ __forceinline__ void load_row(Row& out, const S* row) const {
 #pragma unroll
     for (int j = 0; j < kParts; ++j) {
-      if (left(j) <= 0) continue;
-      load_chunk<kPacks>(decay_[j], A + begin(j), left(j));
 #pragma unroll
-      for (C& a : decay_[j]) a *= C(1.4426950408889634074);
+      for (C& value : out[j]) value = 0;
+      if (left(j) > 0) load_chunk<kPacks>(out[j], row + begin(j), left(j));
     }
   }
-  // The state changes in place: these are not load_constant's.
-  __device__ __forceinline__ void load_state(const C* row) {
+  // A row of the state, which changes in place.
+  __device__ __forceinline__ void load_state(Row& out, const C* row) const {
 #pragma unroll
     for (int j = 0; j < kParts; ++j) {
-      if constexpr (kPacks) {
-        if (left(j) <= 0) continue;
-        const auto pack = load<kPack>(row + begin(j));
 #pragma unroll
-        for (int i = 0; i < kPack; ++i) state_[j][i] = pack[i];
+      for (C& value : out[j]) value = 0;
+      if constexpr (kPacks) {
+        if (left(j) > 0) widen(out[j], load<kPack>(row + begin(j)));
       } else {
 #pragma unroll
         for (int i = 0; i < kPack; ++i)
-          if (i < left(j)) state_[j][i] = row[begin(j) + i];
+          if (i < left(j)) out[j][i] = row[begin(j) + i];
       }
     }
   }
-  __device__ __forceinline__ void store_state(C* row) const {
+  __device__ __forceinline__ void store_state(C* row, const Row& state) const {
 #pragma unroll
     for (int j = 0; j < kParts; ++j)
-      if (left(j) > 0) store_chunk<kPacks>(row + begin(j), state_[j], left(j));
+      if (left(j) > 0) store_chunk<kPacks>(row + begin(j), state[j], left(j));
   }
 
-  // One token: the lane's part of the sum of C h.
-  __device__ __forceinline__ C step(C dt, C input, const T* b_row, const T* c_row) {
-    C y = 0;
-#pragma unroll
-    for (int j = 0; j < kParts; ++j) {
-      if (left(j) <= 0) continue;
-      C b[kPack], c[kPack];
-      load_chunk<kPacks>(b, b_row + begin(j), left(j));
-      load_chunk<kPacks>(c, c_row + begin(j), left(j));
-#pragma unroll
-      for (int i = 0; i < kPack; ++i) {
-        if (!kPacks && i >= left(j)) continue;  // with an infinite input 0 * infinity
-        state_[j][i] = decay_factor(dt * decay_[j][i]) * state_[j][i] + input * b[i];
-        y += c[i] * state_[j][i];
-      }
-    }
-    return y;
-  }
+  // Whether state i of pack j exists. One that does not must stay out of sums: 0 * infinity is NaN.
+  __device__ __forceinline__ bool exists(int j, int i) const { return kPacks ? left(j) > 0 : i < left(j); }
 
  private:
   __device__ __forceinline__ int begin(int j) const { return j * kLanes * kPack + first_; }
   __device__ __forceinline__ int left(int j) const { return count_ - begin(j); }
 
-  C decay_[kParts][kPack] = {}, state_[kParts][kPack] = {};  // decay_: A log2 e
   int first_, count_;
 };
 
@@ -128,25 +110,50 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T>)
     return;
   }
 
-  LaneStates<T, kPacks, kLanes, kParts> states(there ? static_cast<int>(in.states) : 0);
-  states.load_state(token_row<const C>(p.state, slot_in(p.slots, b), channel));
+  using States = LaneStates<C, kPacks, kLanes, kParts>;
+  const States states(there ? static_cast<int>(in.states) : 0);
+  typename States::Row h, A;
+  states.load_state(h, token_row<const C>(p.state, slot_in(p.slots, b), channel));
   if (in.A_is_f32) {
-    states.set_decay(static_cast<const float*>(in.A) + channel * in.A_stride);
+    states.load_row(A, static_cast<const float*>(in.A) + channel * in.A_stride);
   } else {
-    states.set_decay(static_cast<const T*>(in.A) + channel * in.A_stride);
+    states.load_row(A, static_cast<const T*>(in.A) + channel * in.A_stride);
   }
   const C dt_bias = parameter<T>(in.dt_bias, in.dt_bias_is_f32, channel);
   const C skip = parameter<T>(in.D, in.D_is_f32, channel);
-  for (int64_t t = 0; t < in.tokens; ++t) {
-    const C x = widen(token_row<const T>(in.x, b, t)[channel]);
-    C dt = widen(token_row<const T>(in.dt, b, t)[channel]) + dt_bias;
+  const T *x_at = token_row<const T>(in.x, b, 0) + channel,
+          *dt_at = token_row<const T>(in.dt, b, 0) + channel;
+  const T* z_at = in.z.data == nullptr ? nullptr : token_row<const T>(in.z, b, 0) + channel;
+  const T *B_at = token_row<const T>(in.B, b, 0), *C_at = token_row<const T>(in.C, b, 0);
+  for (int tokens = static_cast<int>(in.tokens); tokens > 0; --tokens) {
+    typename States::Row B_t, C_t;
+    states.load_row(B_t, B_at);
+    states.load_row(C_t, C_at);
+    const C x = widen(*x_at), z = z_at == nullptr ? C(0) : C(widen(*z_at));
+    C dt = widen(*dt_at) + dt_bias;
     if (in.dt_softplus) dt = softplus(dt);
-    C y = states.step(dt, dt * x, token_row<const T>(in.B, b, t), token_row<const T>(in.C, b, t));
+
+    const C exponent = dt * C(1.4426950408889634074), input = dt * x;
+    C y = 0;
+#pragma unroll
+    for (int j = 0; j < kParts; ++j)
+#pragma unroll
+      for (int i = 0; i < kPackCount<C>; ++i)
+        if (states.exists(j, i)) {
+          h[j][i] = exp2_of(exponent * A[j][i]) * h[j][i] + input * B_t[j][i];
+          y += C_t[j][i] * h[j][i];
+        }
     y = warp_sum<kLanes>(y) + skip * x;
-    if (in.z.data != nullptr) y *= silu(C(widen(token_row<const T>(in.z, b, t)[channel])));
-    if (writes) narrow(out[t * in.channels], y);
+    if (z_at != nullptr) y *= silu(z);
+    if (writes) narrow(*out, y);
+    x_at += in.x.token_stride;
+    dt_at += in.dt.token_stride;
+    if (z_at != nullptr) z_at += in.z.token_stride;
+    B_at += in.B.token_stride;
+    C_at += in.C.token_stride;
+    out += in.channels;
   }
-  states.store_state(token_row<C>(p.state, slot_out(p.slots, b), channel));
+  states.store_state(token_row<C>(p.state, slot_out(p.slots, b), channel), h);
 }
 
 template <class T, int kLanes, int kStates>
@@ -165,7 +172,7 @@ int launch_states(const SelectiveStateUpdateParams& p, void* stream) {
 
 template <class T>
 int launch_any(const SelectiveStateUpdateParams& p, void* stream) {
-  if (p.operands.states <= 16) return launch_states<T, 4, 4>(p, stream);
+  if (p.operands.states <= 16) return launch_states<T, 2, 8>(p, stream);
   if (p.operands.states <= 64) return launch_states<T, 4, 16>(p, stream);
   static_assert(kMaxStates == 16 * 16);
   return launch_states<T, 16, 16>(p, stream);

@@ -90,7 +90,8 @@ class EmulatedOps:
         arguments = [(name, ship(value) if name in tensors else value) for name, value in values.items()]
         results, changed = self._client.run(op, arguments, changes)
         for name, memory in changed.items():
-            memory_of(tensors[name]).copy_(torch.frombuffer(bytearray(memory), dtype=torch.uint8))
+            if memory:
+                memory_of(tensors[name]).copy_(torch.frombuffer(bytearray(memory), dtype=torch.uint8))
         return [None if result is None else unship(result) for result in results]
 
 
