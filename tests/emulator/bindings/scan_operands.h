@@ -24,7 +24,7 @@ inline ScanOperands scan_operands(const Array& x, const Array& dt, const Array& 
       .D_is_f32 = is_f32(D),
       .dt_bias_is_f32 = is_f32(dt_bias),
       .dt_softplus = dt_softplus,
-      .tokens = x.ndim() == 3 ? x.shape(1) : 1,
+      .tokens = step_tokens(x),
       .channels = x.shape(x.ndim() - 1),
       .states = A.shape(1),
       .dtype = dtype_of(x),
