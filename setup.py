@@ -23,10 +23,26 @@ if platform.machine() in ("x86_64", "AMD64"):
     ISA_FLAGS["avx2"] = "-mavx2 -mfma -mf16c"
     ISA_FLAGS["avx512"] = "-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512"
 
-# sm_80 code, and its PTX for every later GPU; files that use Hopper's own instructions are named *_sm90.cu.
-GENCODE = "-gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_80,code=compute_80"
-GENCODE_SM90 = "-gencode=arch=compute_90a,code=sm_90a"
-CUDA_ARCHITECTURES = "sm_80, compute_80 PTX"
+# What the shared object holds of a CUDA source: code for a GPU (sm_*), and PTX (compute_*) that drivers compile for
+# later ones; by nvcc's name for what each is compiled from. Files that use Hopper's own instructions are *_sm90.cu.
+CUDA_TARGETS = {"sm_80": "compute_80", "compute_80": "compute_80"}
+CUDA_TARGETS_SM90 = {"sm_90a": "compute_90a"}
+CUDA_SOURCES = sorted(ROOT.glob("csrc/cuda/*.cu"))
+
+
+def cuda_targets(source: Path) -> dict[str, str]:
+    return CUDA_TARGETS_SM90 if source.stem.endswith("_sm90") else CUDA_TARGETS
+
+
+def gencode(source: Path) -> str:
+    """nvcc's flags for a source."""
+    return " ".join(f"-gencode=arch={arch},code={code}" for code, arch in cuda_targets(source).items())
+
+
+def cuda_architectures() -> str:
+    """What build_info() says of all sources: "sm_80, compute_80 PTX" and the like."""
+    names = dict.fromkeys(code for source in CUDA_SOURCES for code in cuda_targets(source))
+    return ", ".join(f"{name} PTX" if name.startswith("compute") else name for name in names)
 
 
 def find_nvcc() -> Path | None:
@@ -57,7 +73,7 @@ def ninja_file(build_dir: Path, library: Path, nvcc: Path | None) -> str:
     if nvcc:
         cuda_root = nvcc.parent.parent
         cuda_flags = (
-            f"-DHYMBA_WITH_CUDA -DHYMBA_CUDA_ARCHITECTURES='\"{CUDA_ARCHITECTURES}\"' -isystem {cuda_root}/include"
+            f"-DHYMBA_WITH_CUDA -DHYMBA_CUDA_ARCHITECTURES='\"{cuda_architectures()}\"' -isystem {cuda_root}/include"
         )
         cuda_link = f"-L{cuda_root}/lib64 -lcudart_static -lrt -lpthread"
     torch_flags = f"-DTORCH_TARGET_VERSION={STABLE_ABI_2_11} {includes}"
@@ -89,8 +105,8 @@ def ninja_file(build_dir: Path, library: Path, nvcc: Path | None) -> str:
     for source in sorted(csrc.glob("cpu/*.cpp")):
         for isa, flags in ISA_FLAGS.items():
             compile_line("cpu_kernel", source, f"_{isa}", isa=isa, isa_flags=flags)
-    for source in sorted(csrc.glob("cuda/*.cu")) if nvcc else []:
-        compile_line("cuda_kernel", source, gencode=GENCODE_SM90 if source.stem.endswith("_sm90") else GENCODE)
+    for source in CUDA_SOURCES if nvcc else []:
+        compile_line("cuda_kernel", source, gencode=gencode(source))
     lines.append(f"build {library}: link {' '.join(objects)}\n")
     return "\n".join(lines)
 

@@ -13,10 +13,32 @@ from torch._dynamo.exc import TorchDynamoException
 import hymba_ops
 import python_reference
 from bench import plain, roofline
-from bench.runner import Call, CannotRun, Progress, available_bytes, first_line, relative_rms
+from bench.runner import (
+    Call,
+    CannotRun,
+    Progress,
+    available_bytes,
+    first_line,
+    inputs_beyond_cache,
+    missing_kernels,
+    relative_rms,
+)
 
 # Largest allowed rms of a row's difference from plain, over the rms of plain: rounding of 20 to 30 steps.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
+
+
+# What a layer's forward calls.
+LAYER_OPS = (
+    "rms_norm",
+    "linear",
+    "rotary",
+    "attention",
+    "causal_conv1d",
+    "selective_scan",
+    "norm_average_project",
+    "gated_linear",
+)
 
 
 class WrongOutput(Exception):
@@ -30,7 +52,7 @@ class Case:
     name: str  # sliding or global
     index: int
     layers: dict[str, nn.Module]
-    inputs: list[Tensor]  # a GPU's calls take turns through several, larger together than its L2 cache
+    inputs: list[Tensor]  # hidden states; several on a GPU (inputs_beyond_cache)
 
     def calls(self, implementation: str) -> list[Call]:
         layer = self.layers[implementation]
@@ -81,11 +103,8 @@ def make_case(
     """length: positions, meta tokens included. Plain is always among the layers: the others are compared with it."""
     index = layer_index(config, name)
     layers = make_layers(config, index, dict.fromkeys(["plain", *implementations]), device, dtype)
-    size = batch * length * config.hidden_size
-    copies = 1
-    if device.type == "cuda":
-        copies = 1 + 2 * torch.cuda.get_device_properties(device).L2_cache_size // (size * dtype.itemsize)
-    inputs = [torch.randn(batch, length, config.hidden_size, device=device).to(dtype) for _ in range(copies)]
+    count = inputs_beyond_cache(batch * length * config.hidden_size * dtype.itemsize, device)
+    inputs = [torch.randn(batch, length, config.hidden_size, device=device).to(dtype) for _ in range(count)]
     return Case(name, index, layers, inputs)
 
 
@@ -114,6 +133,15 @@ def check_memory(needed: int, device: torch.device, advice: str) -> None:
         )
 
 
+def check_kernels(device: torch.device) -> None:
+    """Refuses a layer some of whose ops have no kernel for the device."""
+    if missing := missing_kernels(LAYER_OPS, device):
+        raise CannotRun(
+            f"hymba_ops has no {device.type} kernel of {', '.join(missing)} (leave hymba_ops out of --implementations, "
+            "or time the ops that have one: bench/sweep.py)"
+        )
+
+
 def compare_outputs(case: Case, implementations: Iterable[str], dtype: torch.dtype, progress: Progress) -> None:
     """Raises WrongOutput where a row differs from plain; the first calls also compile what is compiled."""
     hidden = case.inputs[0]
@@ -123,8 +151,6 @@ def compare_outputs(case: Case, implementations: Iterable[str], dtype: torch.dty
             continue
         try:
             actual = case.layers[implementation](hidden)[0]
-        except NotImplementedError as error:
-            raise CannotRun(f"{first_line(error)} (run with --device cpu)") from None
         except TorchDynamoException as error:
             raise CannotRun(f"{implementation} does not compile here: {first_line(error)}") from None
         error = check_agreement(f"{implementation} differs from plain in the {case.name} layer", actual, expected)

@@ -23,11 +23,19 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from torch import Tensor, nn
 
 import hymba_ops
 from bench import memory, options, parts, report, roofline, threads
-from bench.cases import Case, WrongOutput, check_agreement, check_memory, compare_outputs, layer_bytes, make_case
+from bench.cases import (
+    Case,
+    WrongOutput,
+    check_agreement,
+    check_kernels,
+    check_memory,
+    compare_outputs,
+    layer_bytes,
+    make_case,
+)
 from bench.report import Rows
 from bench.runner import Call, CannotRun, Progress, first_line, time_rounds
 
@@ -111,13 +119,13 @@ def time_layers(case: Case, arguments: argparse.Namespace, progress: Progress) -
 
 
 def time_parts(case: Case, config: hymba_ops.HymbaConfig, arguments: argparse.Namespace, progress: Progress) -> Rows:
-    ours = case.layers["hymba_ops"]
-    hidden = case.inputs[0]
-    calls = parts.part_calls(ours, case.layers["plain"], config, case.index, hidden)
-    reason = add_flex_attention(calls["attention"], ours, config, case.index, hidden)
+    ours, plain = case.layers["hymba_ops"], case.layers["plain"]
+    of_inputs = [parts.part_calls(ours, plain, config, case.index, hidden) for hidden in case.inputs]
+    reason = add_flex_attention([calls["attention"] for calls in of_inputs], config, case)
     rows = []
     for part in roofline.PARTS:
-        timings = time_rounds({name: [call] for name, call in calls[part].items()}, arguments.device, seconds=0.5)
+        candidates = {name: [calls[part][name] for calls in of_inputs] for name in of_inputs[0][part]}
+        timings = time_rounds(candidates, arguments.device, seconds=0.5)
         progress.step(f"{case.name}: {part}")
         for name, timing in timings.items():
             rows.append({"layer": case.name, "part": part, "implementation": name, "ms": timing.ms,
@@ -127,21 +135,20 @@ def time_parts(case: Case, config: hymba_ops.HymbaConfig, arguments: argparse.Na
     return rows
 
 
-def add_flex_attention(
-    calls: dict[str, Call], ours: nn.Module, config: hymba_ops.HymbaConfig, layer: int, hidden: Tensor
-) -> str | None:
-    """Adds FlexAttention to attention's candidates where it runs and is right; else says why not."""
-    inputs = parts.attention_inputs(ours, config, hidden)
+def add_flex_attention(of_inputs: list[dict[str, Call]], config: hymba_ops.HymbaConfig, case: Case) -> str | None:
+    """Adds FlexAttention to attention's candidates on each input where it runs and is right; else says why not."""
+    inputs = [parts.attention_inputs(case.layers["hymba_ops"], config, hidden) for hidden in case.inputs]
     try:
-        call = parts.flex_attention_call(config, layer, *inputs)
-        output = call().transpose(1, 2)
+        flex = parts.flex_attention_calls(config, case.index, inputs)
+        output = flex[0]().transpose(1, 2)
     except Exception as reason:  # whatever the compiler raises: it is reported
         return f"{type(reason).__name__}: {first_line(reason)}"
     try:
-        check_agreement("it differs from plain", output, calls["plain"]())
+        check_agreement("it differs from plain", output, of_inputs[0]["plain"]())
     except WrongOutput as wrong:
         return str(wrong)
-    calls["flex"] = call
+    for calls, call in zip(of_inputs, flex, strict=True):
+        calls["flex"] = call
     return None
 
 
@@ -226,6 +233,8 @@ def _case(name: str, config: hymba_ops.HymbaConfig, arguments: argparse.Namespac
 @torch.inference_mode()
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     config = options.preset(arguments.preset)
+    if "hymba_ops" in arguments.implementations:
+        check_kernels(arguments.device)
     needed = layer_bytes(
         config, batch=arguments.batch, length=arguments.seq_len + config.num_memory_tokens,
         itemsize=options.DTYPES[arguments.dtype].itemsize, implementations=arguments.implementations,

@@ -48,11 +48,19 @@ def causal_conv1d(x: Tensor, taps: Tensor, bias: Tensor) -> dict[str, Call]:
 
 
 def random_calls(
-    op: str, config: hymba_ops.HymbaConfig, layer: int, *, batch: int, length: int, dtype: torch.dtype
+    op: str,
+    config: hymba_ops.HymbaConfig,
+    layer: int,
+    *,
+    batch: int,
+    length: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> dict[str, Call]:
     """The candidates of `op`, a name of OPS, at the sizes it has in `layer`. length: positions (update ops: one)."""
     torch.manual_seed(0)
-    return OPS[op](config, layer, batch, length, dtype)
+    with torch.device(device):
+        return OPS[op](config, layer, batch, length, dtype)
 
 
 def _attention(

@@ -77,8 +77,9 @@ def _scan_inputs(
     return (u, dt, A, B, C, mixer.D[0].float(), z), {"dt_bias": mixer.dt_proj[0].bias.float()}
 
 
-def flex_attention_call(config: HymbaConfig, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Call:
-    """FlexAttention, compiled, with the same mask in one call; raises where this torch or machine cannot run it."""
+def flex_attention_calls(config: HymbaConfig, layer: int, inputs: list[tuple[Tensor, Tensor, Tensor]]) -> list[Call]:
+    """FlexAttention, compiled, with the same mask in one call, on each q, k, v of one shape; raises where this torch or
+    machine cannot run it."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     window, num_meta = config.window(layer), config.num_memory_tokens
@@ -86,11 +87,15 @@ def flex_attention_call(config: HymbaConfig, layer: int, q: Tensor, k: Tensor, v
     def mask(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return (j <= i) if window is None else (j <= i) & ((i - j <= window) | (j < num_meta))
 
-    length = q.shape[1]
-    block_mask = create_block_mask(mask, None, None, length, length, device=q.device)
+    length, device = inputs[0][0].shape[1], inputs[0][0].device
+    block_mask = create_block_mask(mask, None, None, length, length, device=device)
     compiled = torch.compile(flex_attention, dynamic=False)
-    heads_first = [x.transpose(1, 2).contiguous() for x in (q, k, v)]
-    return lambda: compiled(*heads_first, block_mask=block_mask, scale=config.attention_scale, enable_gqa=True)
+
+    def call(*inputs: Tensor) -> Call:
+        heads_first = [x.transpose(1, 2).contiguous() for x in inputs]
+        return lambda: compiled(*heads_first, block_mask=block_mask, scale=config.attention_scale, enable_gqa=True)
+
+    return [call(*qkv) for qkv in inputs]
 
 
 def attention_inputs(ours: nn.Module, config: HymbaConfig, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:

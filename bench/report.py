@@ -50,14 +50,19 @@ def print_ceilings(machine: dict[str, Any]) -> None:
     print("ceilings measured: {:.0f} GFLOP/s, {:.1f} Gexp/s, {:.1f} GB/s\n".format(*rates))
 
 
+def _ms(ms: float) -> str:
+    """A tenth of a millisecond is enough on a CPU, where a call takes long; three digits on a GPU."""
+    return f"{ms:.1f}" if ms >= 10 else f"{ms:.3g}"
+
+
 def print_layers(rows: Rows) -> None:
     lines: list[tuple[str, ...]] = [("layer", "implementation", "ms", "(min - max)", "tokens/s", "x plain", "floor ms",
                                      "x floor", "extra memory")]  # fmt: skip
     for row in rows:
         ratio, peak = row["ratio_to_best_plain"], row["peak_bytes"]
         lines.append((
-            row["layer"], row["implementation"], f"{row['ms']:.1f}", f"({row['ms_min']:.1f} - {row['ms_max']:.1f})",
-            f"{row['tokens_per_s']:.0f}", "-" if ratio is None else f"{ratio:.2f}", f"{row['floor_ms']:.1f}",
+            row["layer"], row["implementation"], _ms(row["ms"]), f"({_ms(row['ms_min'])} - {_ms(row['ms_max'])})",
+            f"{row['tokens_per_s']:.0f}", "-" if ratio is None else f"{ratio:.2f}", _ms(row["floor_ms"]),
             f"{row['ratio_to_floor']:.2f}", "-" if peak is None else f"{peak / 2**20:.0f} MiB",
         ))  # fmt: skip
     print_table(lines, left=2)
@@ -74,9 +79,9 @@ def print_parts(rows: Rows) -> None:
     for layer, part in dict.fromkeys((row["layer"], row["part"]) for row in timed):
         group = {row["implementation"]: row for row in timed if (row["layer"], row["part"]) == (layer, part)}
         ours, best, floor = group["hymba_ops"]["ms"], group["plain"]["ms"], group["plain"]["floor_ms"]
-        others = [f"{name} {row['ms']:.1f}" for name, row in group.items() if name not in ("hymba_ops", "plain")]
-        lines.append((layer, part, f"{ours:.2f}", f"{best:.2f}", f"{best / ours:.2f}", f"{floor:.2f}",
-                      f"{ours / floor:.2f}", ", ".join(others)))  # fmt: skip
+        others = [f"{name} {_ms(row['ms'])}" for name, row in group.items() if name not in ("hymba_ops", "plain")]
+        lines.append((layer, part, _ms(ours), _ms(best), f"{best / ours:.2f}", _ms(floor), f"{ours / floor:.2f}",
+                      ", ".join(others)))  # fmt: skip
     print()
     print_table(lines, left=2)
     for row in rows:
@@ -112,15 +117,18 @@ def print_memory(rows: Rows) -> None:
 
 
 def print_sweep(results: dict[str, Any]) -> None:
-    """One line a series, one column a length; a cell is hymba_ops' time and how many times as long plain takes."""
-    print("hymba_ops against the best plain PyTorch form: ms (x plain)")
-    print_machine(results["machine"])
+    """One line a series, one column a length; a cell is hymba_ops' time, how many times as long plain takes, and how
+    many times its floor it is, where it has one."""
     rows = results["rows"]
+    floors = ", x floor" * any("floor_ms" in row for row in rows)
+    print(f"hymba_ops against the best plain PyTorch form: ms (x plain{floors})")
+    print_machine(results["machine"])
     if rows:
         lengths = sorted({row["seq_len"] for row in rows})
         table = {series: ["-"] * len(lengths) for series in map(_series, rows)}
         for row in rows:
-            table[_series(row)][lengths.index(row["seq_len"])] = f"{row['ms']:.3g} ({row['ratio']:.2f}x)"
+            floor = f", {row['ratio_to_floor']:.2f}x" if "floor_ms" in row else ""
+            table[_series(row)][lengths.index(row["seq_len"])] = f"{row['ms']:.3g} ({row['ratio']:.2f}x{floor})"
         titles = ("preset", "dtype", "batch", "layer", "op", *(str(length) for length in lengths))
         print_table([titles, *((*map(str, series), *cells) for series, cells in table.items())], left=5)
     for title, key in (("left out", "left_out"), ("WRONG, not timed", "wrong")):

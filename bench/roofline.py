@@ -7,7 +7,6 @@ are counted where they weigh: the softmax and the scan.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ from functools import partial
 import torch
 
 import hymba_ops
+from bench.runner import elapsed_ms
 from hymba_ops import HymbaConfig
 
 # (x [rows, in], weight [out, in]) -> [rows, out]; the fastest sets the rate.
@@ -151,20 +151,7 @@ def measure(config: HymbaConfig, *, rows: int, device: torch.device, dtype: torc
 def _seconds(function: Callable[[], object], device: torch.device, repeats: int) -> float:
     """The shortest of `repeats` runs, after one to warm up."""
     function()
-    best = float("inf")
-    for _ in range(repeats):
-        if device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            function()
-            end.record()
-            end.synchronize()
-            best = min(best, start.elapsed_time(end) / 1e3)
-        else:
-            begin = time.perf_counter()
-            function()
-            best = min(best, time.perf_counter() - begin)
-    return best
+    return min(elapsed_ms(function, device) for _ in range(repeats)) / 1e3
 
 
 def _gemm_rate(config: HymbaConfig, rows: int, device: torch.device, dtype: torch.dtype) -> float:
@@ -201,11 +188,13 @@ def _cpu_exp_rate() -> float:
 def _cuda_exp_rate(device: torch.device) -> float:
     """Hardware exp2 in registers, four independent chains a thread."""
     steps = 256
+    kernel, x = torch.cuda.jiterator._create_jit_fn(_exp2_chains(steps)), torch.zeros(1 << 22, device=device)
+    return 4 * steps * x.numel() / _seconds(lambda: kernel(x), device, repeats=20)
+
+
+def _exp2_chains(steps: int) -> str:
     chains = "; ".join(f'asm volatile("ex2.approx.ftz.f32 %0, %0;" : "+f"({name}))' for name in "abcd")
-    source = (
+    return (
         f"template <typename T> T chains(T x) {{ float a = x, b = x + 1, c = x + 2, d = x + 3;"
         f" for (int i = 0; i < {steps}; ++i) {{ {chains}; }} return a + b + c + d; }}"
     )
-    kernel = torch.cuda.jiterator._create_jit_fn(source)
-    x = torch.zeros(1 << 22, device=device)
-    return 4 * steps * x.numel() / _seconds(lambda: kernel(x), device, repeats=20)

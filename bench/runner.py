@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+import hymba_ops
+
 Call = Callable[[], object]
+
+_LEAD_CYCLES = 2_000_000  # about a millisecond of a GPU's clock
+_MOST_INPUTS = 1024  # of tiny inputs: more would take longer to make than to time
 
 
 class CannotRun(Exception):
@@ -65,12 +71,13 @@ def time_rounds(
     """Times each candidate about `seconds` long: `least` to `most` times, slow ones fewer times, those over 10 s once.
 
     Args:
-        candidates: name to calls that do the same work; a GPU's candidates take turns through several calls on
-            different inputs, so that none finds its inputs in the L2 cache.
+        candidates: name to calls that do the same work, each on inputs of its own: the i-th of every candidate on the
+            same. All candidates together go through them in turn, so that a GPU's find none in the L2 cache.
         warm: the candidates have run already; extra memory is not measured then.
         on_done: told each candidate's name after its first timed call.
     """
     counts, peaks, samples = {}, dict.fromkeys(candidates), {name: [] for name in candidates}
+    inputs = itertools.count()
     for name, calls in candidates.items():
         if not warm:
             calls[0]()  # pages, caches, compilation
@@ -82,15 +89,17 @@ def time_rounds(
     for turn in range(max(counts.values())):
         for name, calls in candidates.items():
             if turn < counts[name]:
-                samples[name].append(elapsed_ms(calls[turn % len(calls)], device))
+                samples[name].append(elapsed_ms(calls[next(inputs) % len(calls)], device))
     return {
         name: Timing(statistics.median(times), min(times), max(times), peaks[name]) for name, times in samples.items()
     }
 
 
 def elapsed_ms(call: Call, device: torch.device) -> float:
-    """One call's time: wall clock on a CPU, events on a GPU."""
+    """One call's time: wall clock on a CPU, events on a GPU, which waits first while the call's launches queue up: a
+    short kernel's time is not that of its launch."""
     if device.type == "cuda":
+        torch.cuda._sleep(_LEAD_CYCLES)
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         call()
@@ -100,6 +109,22 @@ def elapsed_ms(call: Call, device: torch.device) -> float:
     begin = time.perf_counter()
     call()
     return 1e3 * (time.perf_counter() - begin)
+
+
+def inputs_beyond_cache(size: float, device: torch.device) -> int:
+    """How many inputs of `size` bytes a candidate goes through: on a GPU more than twice the L2 cache of them."""
+    if device.type != "cuda":
+        return 1
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    return min(_MOST_INPUTS, 1 + int(2 * cache / size)) if size else 1
+
+
+def missing_kernels(ops: Iterable[str], device: torch.device) -> list[str]:
+    """Those of hymba_ops' ops that have no kernel for the device."""
+    if device.type == "cuda" and not hymba_ops.build_info()["cuda_architectures"]:
+        return list(ops)
+    key = device.type.upper()
+    return [op for op in ops if not torch._C._dispatch_has_kernel_for_dispatch_key(f"hymba_ops::{op}", key)]
 
 
 def peak_extra_bytes(call: Call, device: torch.device) -> int | None:

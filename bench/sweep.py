@@ -4,12 +4,16 @@
     python bench/sweep.py --budget 3600 --json sweep.json --plot sweep.png
     python bench/sweep.py --budget 600 --json sweep.json --resume         # go on with what sweep.json lacks
     python bench/sweep.py --presets 1.5b --dtypes float32 --ops layer,attention --seq-lens 1,4096
+    python bench/sweep.py --device cuda --presets 1.5b --dtypes bfloat16 --batches 1 --seq-lens 1,2048,8320
 
-On a CPU. A length counts all positions, the meta tokens (the first ones) included; update ops take one token. The best
-plain form of a case is the fastest of bench/op_calls.py's (for the layer, bench/plain.py's) in that case. Outputs are
-compared before they are timed. A case that looks slower than plain PyTorch is timed again, and the second time counts.
-Cases run in order of weight (1.5b first, batch 1 first); those left out are named with the reason. The JSON file is
-written after every case, so a run that is stopped loses nothing.
+A length counts all positions, the meta tokens (the first ones) included; update ops take one token. The best plain form
+of a case is the fastest of bench/op_calls.py's (for the layer, bench/plain.py's) in that case. Outputs are compared
+before they are timed. A case that looks slower than plain PyTorch is timed again, and the second time counts. Cases run
+in order of weight (1.5b first, batch 1 first); those left out are named with the reason. The JSON file is written after
+every case, so a run that is stopped loses nothing.
+
+On a GPU each call finds its inputs in memory, not in the L2 cache, what has no CUDA kernel is left out, and each case
+has its floor: the least time for its bytes, FLOP and special functions at the rates that the run measures.
 """
 
 from __future__ import annotations
@@ -31,7 +35,19 @@ from torch import nn
 
 import hymba_ops
 from bench import cases, op_calls, options, report, roofline
-from bench.runner import Call, CannotRun, Progress, Timing, available_bytes, elapsed_ms, time_rounds
+from bench.op_work import op_work
+from bench.runner import (
+    Call,
+    CannotRun,
+    Progress,
+    Timing,
+    available_bytes,
+    elapsed_ms,
+    first_line,
+    inputs_beyond_cache,
+    missing_kernels,
+    time_rounds,
+)
 
 OPS = ("layer", *op_calls.OPS)
 UPDATE_OPS = ("causal_conv1d_update", "selective_state_update")
@@ -39,10 +55,11 @@ BRANCHES = ("layer", "attention", "selective_scan", "causal_conv1d")  # the othe
 PRESETS = ("1.5b", "350m", "125m")
 DTYPES = ("float32", "bfloat16")
 
+Candidates = dict[str, list[Call]]  # name to a call on each input, as bench.runner.time_rounds takes them
+
 NOISE = 0.03  # of the ratio of two medians
 SMALL_OP_US = 20.0  # allowed to a small op at one token
 
-_CPU = torch.device("cpu")
 _SURE_TO_FIT = 1024  # rows up to which memory is not estimated
 _SURE_TO_BE_QUICK = 16  # rows up to which time is not estimated
 _PROBE = 16  # a call is estimated from one on this fraction of the length, of at most _SURE_TO_FIT rows
@@ -74,6 +91,7 @@ class LeftOut(Exception):
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", help="cpu or cuda; default: cuda where torch sees one, else cpu")
     parser.add_argument("--presets", default=",".join(PRESETS))
     parser.add_argument("--seq-lens", default="1,16,128,1024,4096,16384")
     parser.add_argument("--batches", default="1,8")
@@ -100,6 +118,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if arguments.resume and not arguments.json:
         raise CannotRun("--resume needs --json FILE")
     options.check_outputs(arguments.json, arguments.plot)
+    arguments.device = options.pick_device(arguments.device)
     return arguments
 
 
@@ -116,7 +135,8 @@ def all_cases(arguments: argparse.Namespace) -> Iterator[Case]:
 class LayerCache:
     """The layers of the last preset, dtype and kind: their weights take longer to make than a short call."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.key: tuple[str, str, str] | None = None
         self.layers: dict[str, nn.Module] = {}
 
@@ -125,10 +145,11 @@ class LayerCache:
         if key != self.key:
             self.key, self.layers = None, {}  # the old weights go before the new ones come
             names = ["hymba_ops", "plain", "naive"] + ["upcast"] * (case.dtype != "float32")
-            self.layers = cases.make_layers(config, index, names, _CPU, options.DTYPES[case.dtype])
+            self.layers = cases.make_layers(config, index, names, self.device, options.DTYPES[case.dtype])
             self.key = key
         torch.manual_seed(0)
-        hidden = torch.randn(case.batch, seq_len, config.hidden_size).to(options.DTYPES[case.dtype])
+        hidden = torch.randn(case.batch, seq_len, config.hidden_size, device=self.device)
+        hidden = hidden.to(options.DTYPES[case.dtype])
         names = [name for name in self.layers if name != "naive" or seq_len <= op_calls.MASKED_UP_TO]
         return {name: (lambda layer=self.layers[name]: layer(hidden)[0]) for name in names}
 
@@ -136,12 +157,15 @@ class LayerCache:
 class Sweep:
     """The loop over cases within a budget of seconds; `results` fills up and is handed to `save` after each case."""
 
-    def __init__(self, *, budget: float | None, slowest: float, save: Callable[[dict[str, Any]], None]) -> None:
-        self.budget, self.begin = budget, time.monotonic()
+    def __init__(
+        self, *, device: torch.device, budget: float | None, slowest: float, save: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self.device, self.budget, self.begin = device, budget, time.monotonic()
         self.slowest, self.save = slowest, save
-        self.layer_cache = LayerCache()
+        self.layer_cache = LayerCache(device)
+        self.ceilings: dict[str, roofline.Ceilings] = {}  # by dtype
         self.results: dict[str, Any] = {
-            "machine": report.describe_machine(_CPU), "rows": [], "left_out": [], "wrong": [], "slower": [],
+            "machine": report.describe_machine(device), "rows": [], "left_out": [], "wrong": [], "slower": [],
         }  # fmt: skip
 
     def resume(self, earlier: dict[str, Any]) -> None:
@@ -165,8 +189,8 @@ class Sweep:
                 self.results["slower"] += [row] * is_slower(row)
             except LeftOut as reason:
                 self.results["left_out"].append(asdict(case) | {"reason": str(reason), "for_now": reason.for_now})
-            except cases.WrongOutput as wrong:
-                self.results["wrong"].append(asdict(case) | {"reason": str(wrong)})
+            except (cases.WrongOutput, RuntimeError) as wrong:  # the second: of torch, out of memory and the like
+                self.results["wrong"].append(asdict(case) | {"reason": first_line(wrong)})
             self.save(self.results)
             progress.step(f"{case.series()}, length {case.seq_len}")
         progress.close()
@@ -174,18 +198,47 @@ class Sweep:
     def _measure(self, case: Case) -> dict[str, Any]:
         if self._seconds_left() <= 0:
             raise LeftOut(f"the budget of {self.budget:g} s is used up", for_now=True)
+        if missing := missing_kernels(cases.LAYER_OPS if case.op == "layer" else [case.op], self.device):
+            raise LeftOut(f"no {self.device.type} kernel of {', '.join(missing)}")
         config = options.preset(case.preset)
         index = cases.layer_index(config, case.layer or "sliding")
         if case.batch * case.seq_len > _SURE_TO_FIT:
             self._check_memory(case, config)
+        candidates = self._candidates(case, config, index)
+        error = compare({name: calls[0] for name, calls in candidates.items()})
+        row = make_row(case, _time(candidates, self.device)) | {"relative_rms": error}
+        if is_slower(row):
+            row |= make_row(case, _time(candidates, self.device))
+        return row | self._floor(case, config, index, row["ms"])
+
+    def _candidates(self, case: Case, config: hymba_ops.HymbaConfig, index: int) -> Candidates:
+        """The forms to time; on a GPU each has calls on as many inputs as its L2 cache does not hold."""
         calls = self._calls(case, config, index, case.seq_len)
         if case.batch * case.seq_len > _SURE_TO_BE_QUICK:
             self._drop_slow_forms(calls, case, config, index)
-        error = compare(calls)
-        row = make_row(case, _time(calls)) | {"relative_rms": error}
-        if is_slower(row):
-            row |= make_row(case, _time(calls))
-        return row
+        itemsize = options.DTYPES[case.dtype].itemsize
+        if case.op == "layer":
+            size = case.batch * case.seq_len * config.hidden_size * itemsize
+        else:
+            size = _op_work(case, config, index).bytes
+        count = inputs_beyond_cache(size, self.device)
+        of_inputs = [calls, *(self._calls(case, config, index, case.seq_len) for _ in range(count - 1))]
+        return {name: [calls[name] for calls in of_inputs] for name in calls}
+
+    def _floor(self, case: Case, config: hymba_ops.HymbaConfig, index: int, ms: float) -> dict[str, float]:
+        """On a GPU (bench/op_work.py says why)."""
+        if self.device.type != "cuda":
+            return {}
+        dtype = options.DTYPES[case.dtype]
+        if case.dtype not in self.ceilings:
+            largest = options.preset(PRESETS[0])
+            self.ceilings[case.dtype] = roofline.measure(largest, rows=4096, device=self.device, dtype=dtype)
+        ceilings = self.ceilings[case.dtype]
+        if case.op == "layer":
+            seconds = ceilings.layer_seconds(_layer_work(case, config, index, case.seq_len, dtype.itemsize))
+        else:
+            seconds = ceilings.seconds(_op_work(case, config, index))
+        return {"floor_ms": 1e3 * seconds, "ratio_to_floor": ms / (1e3 * seconds)}
 
     def _seconds_left(self) -> float:
         return float("inf") if self.budget is None else self.begin + self.budget - time.monotonic()
@@ -194,10 +247,12 @@ class Sweep:
         if case.op == "layer":
             return self.layer_cache.calls(case, config, index, seq_len)
         dtype = options.DTYPES[case.dtype]
-        return op_calls.random_calls(case.op, config, index, batch=case.batch, length=seq_len, dtype=dtype)
+        return op_calls.random_calls(
+            case.op, config, index, batch=case.batch, length=seq_len, dtype=dtype, device=self.device
+        )
 
     def _check_memory(self, case: Case, config: hymba_ops.HymbaConfig) -> None:
-        needed, available = needed_bytes(case, config), available_bytes(_CPU)
+        needed, available = needed_bytes(case, config), available_bytes(self.device)
         if available is not None and needed > available:
             raise LeftOut(f"about {needed / 2**30:.0f} GiB needed, {available / 2**30:.0f} GiB available")
 
@@ -206,7 +261,9 @@ class Sweep:
         part = max(1, min(case.seq_len // _PROBE, _SURE_TO_FIT // case.batch))
         probes = self._calls(case, config, index, part)
         growth = _relative_work(case, config, index, case.seq_len) / _relative_work(case, config, index, part)
-        seconds = {name: growth * _shortest_ms(probes[name]) / 1e3 for name in calls if name != "hymba_ops"}
+        seconds = {
+            name: growth * _shortest_ms(probes[name], self.device) / 1e3 for name in calls if name != "hymba_ops"
+        }
         best = min(seconds.values())
         if best > self.slowest:
             raise LeftOut(f"a call of plain takes about {best:.0f} s, more than {self.slowest:g} s")
@@ -257,21 +314,31 @@ def needed_bytes(case: Case, config: hymba_ops.HymbaConfig) -> int:
 def _relative_work(case: Case, config: hymba_ops.HymbaConfig, index: int, length: int) -> float:
     """How the time of a call grows with the length."""
     if case.op == "layer":
-        work = roofline.layer_work(config, index, batch=1, seq_len=length - config.num_memory_tokens, element_size=4)
-        return sum(amount.flop for amount in work.values())
+        return sum(amount.flop for amount in _layer_work(case, config, index, length, 4).values())
     if case.op == "attention":
         return roofline.visible_pairs(length, config.window(index), config.num_memory_tokens)
     return length
 
 
-def _shortest_ms(call: Call) -> float:
-    first = elapsed_ms(call, _CPU)
-    return first if first > 500 else min(first, elapsed_ms(call, _CPU), elapsed_ms(call, _CPU))
+def _op_work(case: Case, config: hymba_ops.HymbaConfig, index: int) -> roofline.Work:
+    itemsize = options.DTYPES[case.dtype].itemsize
+    return op_work(case.op, config, index, batch=case.batch, length=case.seq_len, element_size=itemsize)
 
 
-def _time(calls: dict[str, Call]) -> dict[str, Timing]:
-    candidates = {name: [call] for name, call in calls.items()}
-    return time_rounds(candidates, _CPU, seconds=0.15, most=300, warm=True)
+def _layer_work(
+    case: Case, config: hymba_ops.HymbaConfig, index: int, length: int, element_size: int
+) -> dict[str, roofline.Work]:
+    seq_len = length - config.num_memory_tokens
+    return roofline.layer_work(config, index, batch=case.batch, seq_len=seq_len, element_size=element_size)
+
+
+def _shortest_ms(call: Call, device: torch.device) -> float:
+    first = elapsed_ms(call, device)
+    return first if first > 500 else min(first, elapsed_ms(call, device), elapsed_ms(call, device))
+
+
+def _time(candidates: Candidates, device: torch.device) -> dict[str, Timing]:
+    return time_rounds(candidates, device, seconds=0.15, most=300, warm=True)
 
 
 def make_row(case: Case, timings: dict[str, Timing]) -> dict[str, Any]:
@@ -305,7 +372,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments = parse_arguments(argv)
         path = Path(arguments.json) if arguments.json else None
-        sweep = Sweep(budget=arguments.budget, slowest=arguments.slowest, save=lambda results: write(path, results))
+        sweep = Sweep(
+            device=arguments.device,
+            budget=arguments.budget,
+            slowest=arguments.slowest,
+            save=lambda results: write(path, results),
+        )
         if arguments.resume and path.exists():
             sweep.resume(json.loads(path.read_text()))
     except CannotRun as reason:

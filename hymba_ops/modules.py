@@ -71,7 +71,7 @@ class HybridMixer(nn.Module):
             self.C_layernorm = norm(states)
         if config.kq_norm != "none":
             self.self_attn = HeadNorms(config, **factory)
-        self.register_buffer("inv_freq", self._frequencies(torch.device("cpu")), persistent=False)
+        self.register_buffer("inv_freq", self._frequencies(self.out_proj.weight.device), persistent=False)
         self.reset_parameters()
 
     def in_proj_sizes(self) -> list[int]:
@@ -87,16 +87,16 @@ class HybridMixer(nn.Module):
         ]
 
     def _frequencies(self, device: torch.device) -> Tensor | None:
-        with torch.device("cpu"):  # real numbers even where a model is made on the meta device
+        """RoPE's, on the device; on the CPU where that is meta: real numbers in any case."""
+        with torch.device("cpu"):
             frequencies = self.config.inv_freq()
-        return None if frequencies is None else frequencies.to(device)
+        return frequencies if frequencies is None or device.type == "meta" else frequencies.to(device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HybridMixer:
         """Moves everything, but remakes the RoPE frequencies: they stay float32 and survive the meta device."""
         super()._apply(fn, recurse)
         if self.inv_freq is not None:
-            device = self.inv_freq.device
-            self.inv_freq = self._frequencies(torch.device("cpu") if device.type == "meta" else device)
+            self.inv_freq = self._frequencies(self.inv_freq.device)
         return self
 
     @torch.no_grad()

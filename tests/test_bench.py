@@ -268,18 +268,21 @@ def test_flex_attention_with_a_wrong_mask_is_not_timed(monkeypatch, window, num_
     def attention(q, k, v, window, num_meta):
         return plain.blocked_attention(q, k, v, window=window, num_meta=num_meta, scale=config.attention_scale)
 
-    def flex(config, layer, *inputs):
-        return lambda: attention(*inputs, window, num_meta).transpose(1, 2)
+    def flex(config, layer, inputs):
+        return [lambda qkv=qkv: attention(*qkv, window, num_meta).transpose(1, 2) for qkv in inputs]
 
-    monkeypatch.setattr(parts, "flex_attention_call", flex)
+    monkeypatch.setattr(parts, "flex_attention_calls", flex)
     torch.manual_seed(0)
     config = HymbaConfig.hymba_125m()
-    ours, hidden = HymbaLayer(config, 1), torch.randn(1, 1228, config.hidden_size)
+    ours, hidden = HymbaLayer(config, 1), [torch.randn(1, 1228, config.hidden_size) for _ in range(2)]
     with torch.inference_mode():
-        inputs = parts.attention_inputs(ours, config, hidden)
-        calls = {"plain": lambda: attention(*inputs, 1024, 128)}
-        reason = layer_throughput.add_flex_attention(calls, ours, config, 1, hidden)
-    assert ("flex" in calls) == (reason is None) == right
+        inputs = [parts.attention_inputs(ours, config, x) for x in hidden]
+        of_inputs = [{"plain": lambda qkv=qkv: attention(*qkv, 1024, 128)} for qkv in inputs]
+        case = cases.Case("sliding", 1, {"hymba_ops": ours}, hidden)
+        reason = layer_throughput.add_flex_attention(of_inputs, config, case)
+        assert {"flex" in calls for calls in of_inputs} == {right} == {reason is None}
+        for calls in of_inputs if right else []:
+            assert torch.equal(calls["flex"]().transpose(1, 2), calls["plain"]())
 
 
 def test_a_plot_in_an_unknown_format_is_refused_at_once(capsys):

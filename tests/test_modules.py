@@ -194,6 +194,15 @@ def test_frequencies_stay_float32(convert):
     assert torch.equal(frequencies, expected)
 
 
+def test_frequencies_are_made_where_the_weights_are(monkeypatch):
+    """A copy to a GPU in every forward would make the host wait."""
+    asked = []
+    monkeypatch.setattr(HybridMixer, "_frequencies", lambda self, device: asked.append(device.type))
+    for device in ("meta", "cpu"):
+        HybridMixer(HymbaConfig(**SMALL), PRODUCER, device=device)
+    assert asked == ["meta", "cpu"]
+
+
 def test_frequencies_survive_the_meta_device():
     module = HybridMixer(HymbaConfig(**SMALL), PRODUCER, device="meta")
     assert all(parameter.is_meta for parameter in module.parameters())

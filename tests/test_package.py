@@ -1,4 +1,4 @@
-"""The package as it is installed: imports, its errors, what it exports, and the symbols of its shared object."""
+"""The package as it is installed: imports, its errors, and what it exports."""
 
 from __future__ import annotations
 
@@ -146,51 +146,3 @@ def test_build_info():
         assert info["cuda_capability"] == ""
         assert info["selected"] == f"cpu {info['cpu_isa_selected']}"
     assert {"compiler", "cuda_architectures"} <= info.keys()
-
-
-# ---- Symbols ----
-
-
-def symbols(path, *options):
-    """(type, demangled name) of each symbol that nm lists."""
-    if shutil.which("nm") is None:
-        pytest.skip("needs nm (binutils)")
-    text = subprocess.run(["nm", "-C", *options, path], capture_output=True, text=True, check=True).stdout
-    lines = (re.match(r"[0-9a-f ]*? ?([A-Za-z]) (.*)", line) for line in text.splitlines())
-    return [match.groups() for match in lines if match]
-
-
-@pytest.mark.parametrize("isa", ["avx2", "avx512"])
-def test_instruction_sets_do_not_leak(isa):
-    """The linker keeps one copy of each weak symbol: compiled for AVX-512 it would crash machines without."""
-    objects = sorted(ROOT.glob(f"build/temp*/cpu_*_{isa}.o"))
-    if not objects:
-        pytest.skip("needs the object files of a build in place (build/temp*)")
-    personality = "DW.ref.__gxx_personality_v0"  # data: the address of the C++ runtime's unwinder
-    leaks = [
-        f"{path.name}: {name}"
-        for path in objects
-        for kind, name in symbols(path, "--defined-only")
-        if kind in "WwVvu" and f"hymba::cpu::{isa}::" not in name and name != personality
-    ]
-    assert not leaks
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="symbol versions are Linux's")
-def test_shared_object_needs_only_stable_symbols():
-    """torch's stable ABI, the C and C++ runtimes, and nothing else: so that one wheel serves every torch."""
-    allowed = re.compile(
-        r"(aoti_torch_|torch_)\w+$"
-        r"|.*@@?(GLIBC|GLIBCXX|CXXABI|GCC)_"
-        r"|(_ITM_(de)?registerTMCloneTable|__gmon_start__|__cxa_finalize)"
-    )
-    needed = [name for _, name in symbols(LIBRARY, "-D", "--undefined-only")]
-    assert any(name.startswith("torch_") for name in needed)
-    assert [name for name in needed if not allowed.match(name)] == []
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="visibility is checked on ELF files")
-def test_shared_object_exports_nothing_of_its_own():
-    """Two libraries with the same C++ names in one process must not mix."""
-    exported = [name for kind, name in symbols(LIBRARY, "-D", "--defined-only") if "hymba" in name]
-    assert exported == []

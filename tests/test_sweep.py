@@ -12,7 +12,8 @@ import python_reference
 from bench import cases, op_calls, options, sweep
 from bench.runner import Timing
 
-TINY = ["--presets", "125m", "--batches", "1", "--dtypes", "float32"]
+CPU = torch.device("cpu")
+TINY = ["--device", "cpu", "--presets", "125m", "--batches", "1", "--dtypes", "float32"]
 
 
 def planned(*options):
@@ -54,7 +55,7 @@ def test_selections():
 def test_every_form_of_an_op_agrees(op, dtype):
     config = options.preset("125m")
     with torch.inference_mode():
-        calls = op_calls.random_calls(op, config, 1, batch=2, length=40, dtype=options.DTYPES[dtype])
+        calls = op_calls.random_calls(op, config, 1, batch=2, length=40, dtype=options.DTYPES[dtype], device=CPU)
         expected = calls["plain"]()
         assert {"hymba_ops", "plain"} <= set(calls)
         for name, call in calls.items():
@@ -66,7 +67,7 @@ def test_every_form_of_an_op_agrees(op, dtype):
 def test_every_form_of_the_layer_agrees(dtype, names):
     chosen = case(op="layer", layer="sliding", dtype=dtype)
     with torch.inference_mode():
-        calls = sweep.LayerCache().calls(chosen, options.preset("125m"), 1, 150)
+        calls = sweep.LayerCache(CPU).calls(chosen, options.preset("125m"), 1, 150)
         assert list(calls)[:2] == ["hymba_ops", "plain"] and len(calls) == names
         assert {call().dtype for call in calls.values()} == {options.DTYPES[dtype]}
         assert sweep.compare(calls) > 0
@@ -76,7 +77,7 @@ def test_every_form_of_the_layer_agrees(dtype, names):
 def test_update_forms_leave_the_same_state(op):
     """The second call starts from the state that the first one left."""
     with torch.inference_mode():
-        calls = op_calls.random_calls(op, options.preset("125m"), 1, batch=3, length=1, dtype=torch.float32)
+        calls = op_calls.random_calls(op, options.preset("125m"), 1, batch=3, length=1, dtype=torch.float32, device=CPU)
         first, second = ({name: call() for name, call in calls.items()} for _ in range(2))
     assert not torch.allclose(first["plain"], second["plain"])
     for out in second.values():
@@ -133,8 +134,8 @@ def test_what_looks_slower_is_timed_again(monkeypatch, capsys):
     """Once slower, then not: the second time counts. Always slower: it is named."""
     answers = iter([5.0, 0.5, 5.0, 5.0])
 
-    def fake(calls):
-        plain = {name: Timing(1.0, 1.0, 1.0, None) for name in calls}
+    def fake(candidates, device):
+        plain = {name: Timing(1.0, 1.0, 1.0, None) for name in candidates}
         ms = next(answers)
         return plain | {"hymba_ops": Timing(ms, ms, ms, None)}
 
@@ -200,7 +201,7 @@ def test_resumed_where_it_stopped(monkeypatch, tmp_path):
 
     monkeypatch.setattr(sweep.Sweep, "_seconds_left", seconds_left)
     timed = sweep._time
-    monkeypatch.setattr(sweep, "_time", lambda calls: times.append(calls) or timed(calls))
+    monkeypatch.setattr(sweep, "_time", lambda *args: times.append(args) or timed(*args))
     for _ in range(2):
         assert sweep.main([*selection, "--resume"]) == 0
         second = json.loads(out.read_text())
@@ -229,6 +230,17 @@ def test_wrong_output_is_named_and_not_timed(monkeypatch, capsys):
     assert (
         "125m float32 batch 1 rotary, length 5: hymba_ops differs from plain: relative rms" in capsys.readouterr().out
     )
+
+
+def test_what_raises_is_named_and_the_rest_goes_on(monkeypatch, capsys):
+    def out_of_memory(x, positions, inv_freq):
+        raise torch.OutOfMemoryError("no memory left\nand a long story")
+
+    monkeypatch.setattr(python_reference, "rotary", out_of_memory)
+    assert sweep.main([*TINY, "--ops", "rotary,rms_norm", "--seq-lens", "5"]) == 1
+    printed = capsys.readouterr().out
+    assert "WRONG, not timed:\n  125m float32 batch 1 rotary, length 5: no memory left\n" in printed
+    assert re.search(r"125m +float32 +1 +rms_norm +\S+ \(", printed)
 
 
 @pytest.mark.parametrize("op", op_calls.OPS)

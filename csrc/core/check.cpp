@@ -140,7 +140,16 @@ void Check::rank_between(const char* name, const Tensor& t, int64_t lowest, int6
 
 static bool device_checks_wanted() {
   const char* value = std::getenv("HYMBA_OPS_CHECK");
-  return value != nullptr && std::string(value) == "1";
+  const std::string text = value ? value : "0";
+  if (text != "0" && text != "1")
+    throw std::invalid_argument(concat("HYMBA_OPS_CHECK must be 0 or 1, got '", text, "'"));
+  return text == "1";
+}
+
+OptionalTensor host_values(const Tensor& t) {
+  if (t.is_cpu()) return t;
+  if (!device_checks_wanted()) return std::nullopt;
+  return torch::stable::to(t, torch::stable::Device(torch::headeronly::DeviceType::CPU));
 }
 
 int64_t Check::cu_seqlens(const char* name, const Tensor& t, const char* like_name, const Tensor& like,
@@ -148,11 +157,9 @@ int64_t Check::cu_seqlens(const char* name, const Tensor& t, const char* like_na
   int32(name, t, like_name, like);
   that(t.dim() == 1 && t.size(0) >= 1, name, "have shape [sequences + 1]", shape_text(t));
   const int64_t count = t.size(0) - 1;
-  if (!t.is_cpu() && !device_checks_wanted()) return count;
-
-  const Tensor host =
-      t.is_cpu() ? t : torch::stable::to(t, torch::stable::Device(torch::headeronly::DeviceType::CPU));
-  const int32_t* starts = host.const_data_ptr<int32_t>();
+  const OptionalTensor host = host_values(t);
+  if (!host) return count;
+  const int32_t* starts = host->const_data_ptr<int32_t>();
   that(starts[0] == 0, name, "start at 0", concat(starts[0]));
   for (int64_t i = 0; i < count; ++i)
     that(starts[i + 1] >= starts[i], name, "never decrease",

@@ -33,6 +33,10 @@ std::string dtype_name(const Tensor& t);
 std::string device_name(const Tensor& t);
 DType dtype_of(const Tensor& t);  // throws for types that no kernel takes: check.floating comes first
 
+// `t` on the host, for a check that reads its values: `t` itself on the CPU, a copy of a CUDA tensor where
+// HYMBA_OPS_CHECK=1 (the host then waits for the GPU), otherwise nothing.
+OptionalTensor host_values(const Tensor& t);
+
 class Check {
  public:
   explicit Check(const char* op) : op_(op) {}
@@ -60,9 +64,8 @@ class Check {
              std::initializer_list<int64_t> sizes) const;
   void rank_between(const char* name, const Tensor& t, int64_t lowest, int64_t highest) const;
 
-  // Packed boundaries: int32 [n + 1] on x's device, 0 = first <= ... <= last <= total. Values are read here
-  // for CPU tensors, and for CUDA tensors when HYMBA_OPS_CHECK=1 (with a sync); CUDA kernels clamp them in
-  // any case. Returns the number of sequences.
+  // Packed boundaries: int32 [n + 1] on x's device, 0 = first <= ... <= last <= total, where the values are
+  // read (host_values). Returns the number of sequences.
   int64_t cu_seqlens(const char* name, const Tensor& t, const char* like_name, const Tensor& like,
                      int64_t total) const;
 

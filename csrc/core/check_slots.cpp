@@ -14,6 +14,10 @@ static void check_values(const Check& check, const char* name, const Tensor& slo
                concat(values[b], " at index ", b));
 }
 
+static Slots slots_of(const OptionalTensor& in, const OptionalTensor& out) {
+  return {static_cast<const int32_t*>(data_or_null(in)), static_cast<const int32_t*>(data_or_null(out))};
+}
+
 // Rows run in any order, so a slot that one row writes must be no other row's.
 static void check_conflicts(const Check& check, const Slots& slots, int64_t batch, int64_t state_rows) {
   std::vector<int64_t> writer(state_rows, -1);
@@ -35,21 +39,22 @@ static void check_conflicts(const Check& check, const Slots& slots, int64_t batc
 Slots checked_slots(const Check& check, const OptionalTensor& slots_in, const OptionalTensor& slots_out,
                     const Tensor& x, const Tensor& state) {
   const int64_t batch = x.size(0), state_rows = state.size(0);
-  for (const auto& [name, slots] : {std::pair("slots_in", &slots_in), std::pair("slots_out", &slots_out)}) {
-    if (!*slots) continue;
-    check.int32(name, **slots, "x", x);
-    check.shape(name, **slots, "[B]", {batch});
-    if (x.is_cpu()) check_values(check, name, **slots, state_rows);
-  }
+  const auto checked = [&](const char* name, const OptionalTensor& slots) -> OptionalTensor {
+    if (!slots) return std::nullopt;
+    check.int32(name, *slots, "x", x);
+    check.shape(name, *slots, "[B]", {batch});
+    const OptionalTensor host = host_values(*slots);
+    if (host) check_values(check, name, *host, state_rows);
+    return host;
+  };
+  const OptionalTensor host_in = checked("slots_in", slots_in), host_out = checked("slots_out", slots_out);
   if (!slots_in)
     check.that(
         state_rows >= batch && (slots_out || state_rows == batch), "state",
         concat("have ", slots_out ? "at least " : "", "x's ", batch, " rows where slots_in is not given"),
         state_rows);
-  const Slots slots{static_cast<const int32_t*>(data_or_null(slots_in)),
-                    static_cast<const int32_t*>(data_or_null(slots_out))};
-  if (x.is_cpu()) check_conflicts(check, slots, batch, state_rows);
-  return slots;
+  if (host_in || host_out) check_conflicts(check, slots_of(host_in, host_out), batch, state_rows);
+  return slots_of(slots_in, slots_out);
 }
 
 }  // namespace hymba

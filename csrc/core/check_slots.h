@@ -5,8 +5,8 @@
 
 namespace hymba {
 
-// slots_in, slots_out: int32 [B] on x's device, values from -1 to state.size(0) - 1, or both absent and
-// state.size(0) == B. On the CPU also: no row writes a slot that another row reads or writes.
+// slots_in, slots_out: int32 [B] on x's device, or both absent and state.size(0) == B. Where the values are
+// read (host_values): from -1 to state.size(0) - 1, and no row writes a slot that another reads or writes.
 Slots checked_slots(const Check& check, const OptionalTensor& slots_in, const OptionalTensor& slots_out,
                     const Tensor& x, const Tensor& state);
 

@@ -66,9 +66,9 @@ static int64_t check_lengths(const Check& check, const Tensor& q, const Tensor& 
   const int64_t sequences_k = check.cu_seqlens("cu_seqlens_k", *cu_seqlens_k, "k", k, S);
   check.that(sequences_k == sequences, "cu_seqlens_k", concat("have cu_seqlens' ", sequences + 1, " entries"),
              sequences_k + 1);
-  if (!q.is_cpu()) return sequences;
-  const int32_t *q_start = cu_seqlens->const_data_ptr<int32_t>(),
-                *k_start = cu_seqlens_k->const_data_ptr<int32_t>();
+  const OptionalTensor q_host = host_values(*cu_seqlens), k_host = host_values(*cu_seqlens_k);
+  if (!q_host || !k_host) return sequences;
+  const int32_t *q_start = q_host->const_data_ptr<int32_t>(), *k_start = k_host->const_data_ptr<int32_t>();
   for (int64_t s = 0; s < sequences; ++s)
     check.that(
         k_start[s + 1] - k_start[s] >= q_start[s + 1] - q_start[s], "cu_seqlens_k",

@@ -1,0 +1,54 @@
+"""The work of one op by itself, as bench/op_calls.py calls it: what its floor in a sweep on a GPU follows from.
+
+Bytes are those of every input, read once, and of every output (a state that changes in place is both): inputs come from
+memory there. A CPU's caches hold most of these sizes, so that a sweep on a CPU has no floors.
+"""
+
+from __future__ import annotations
+
+from bench.roofline import Work, in_proj_rows, visible_pairs
+from hymba_ops import HymbaConfig
+
+
+def op_work(op: str, config: HymbaConfig, layer: int, *, batch: int, length: int, element_size: int) -> Work:
+    """element_size: bytes of an activation and of a weight. length: positions (update ops: one)."""
+    hidden, inner, mlp = config.hidden_size, config.inner_size, config.intermediate_size
+    states, taps = config.mamba_d_state, config.mamba_d_conv
+    heads, kv_heads, key_dim, value_dim = (
+        config.num_attention_heads, config.num_key_value_heads, config.head_dim, config.value_head_dim
+    )  # fmt: skip
+    rows, in_proj = batch * length, in_proj_rows(config, layer)
+    pairs = batch * heads * visible_pairs(length, config.window(layer), config.num_memory_tokens)
+    # Per token: x, dt, z, y, B and C. Per channel: A in float32, D and the bias of dt.
+    scan = element_size * rows * (4 * inner + 2 * states) + 4 * inner * (states + 2)
+    # Per channel and state an exp; per channel softplus (exp, log) and the gate (exp, reciprocal).
+    scan_special = rows * inner * (states + 4)
+
+    def elements(count: int) -> int:
+        return element_size * count
+
+    return {
+        "attention": Work(
+            flop=2 * pairs * (key_dim + value_dim),
+            special=pairs,
+            bytes=elements(rows * (heads + kv_heads) * (key_dim + value_dim)),
+        ),
+        "selective_scan": Work(special=scan_special, bytes=scan),
+        "causal_conv1d": Work(flop=2 * taps * rows * inner, bytes=elements(inner * (2 * rows + taps + 1))),
+        "rotary": Work(bytes=elements(2 * rows * heads * key_dim) + 4 * (length + key_dim // 2)),
+        "rms_norm": Work(bytes=elements(hidden * (2 * rows + 1))),
+        "norm_average": Work(bytes=elements(inner * (3 * rows + 2))),
+        "norm_average_project": Work(
+            flop=2 * rows * inner * hidden, bytes=elements(rows * (2 * inner + hidden) + inner * (2 + hidden))
+        ),
+        "linear": Work(
+            flop=2 * rows * hidden * in_proj, bytes=elements(rows * (hidden + in_proj) + hidden * in_proj)
+        ),
+        "gated_linear": Work(
+            flop=4 * rows * hidden * mlp, bytes=elements(rows * (hidden + mlp) + 2 * hidden * mlp)
+        ),
+        "causal_conv1d_update": Work(
+            flop=2 * taps * rows * inner, bytes=elements(inner * (rows * (2 + 2 * (taps - 1)) + taps + 1))
+        ),
+        "selective_state_update": Work(special=scan_special, bytes=scan + 2 * 4 * rows * inner * states),
+    }[op]  # fmt: skip

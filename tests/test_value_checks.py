@@ -1,0 +1,120 @@
+"""What is refused for the values of cu_seqlens and slots: on the CPU always, on CUDA where HYMBA_OPS_CHECK=1 asks."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+from hymba_ops import functional as F
+
+from kernel_cases import DEVICE, randn
+
+
+def int32(*values):
+    return torch.tensor(values, dtype=torch.int32, device=DEVICE)
+
+
+# Each gives a call without arguments: making inputs copies to the GPU, for which the host waits too.
+
+
+def conv(starts):
+    return partial(F.causal_conv1d, randn(1, 5, 8), randn(8, 4, seed=1), cu_seqlens=starts)
+
+
+def scan(starts):
+    x, dt, B, C = (randn(1, 5, size, seed=seed) for seed, size in enumerate((8, 8, 4, 4)))
+    return partial(F.selective_scan, x, dt, -randn(8, 4).exp(), B, C, cu_seqlens=starts)
+
+
+def attention(starts, starts_k):
+    q, k, v = randn(1, 5, 2, 8), randn(1, 6, 1, 8, seed=1), randn(1, 6, 1, 8, seed=2)
+    return partial(F.attention, q, k, v, cu_seqlens=starts, cu_seqlens_k=starts_k)
+
+
+def conv_update(slots_in, slots_out):
+    x, state = randn(3, 8), randn(4, 3, 8, seed=1)
+    return partial(F.causal_conv1d_update, x, state, randn(8, 4, seed=2), slots_in=slots_in, slots_out=slots_out)
+
+
+def scan_update(slots_in, slots_out):
+    x, dt, B, C = (randn(3, size, seed=seed) for seed, size in enumerate((8, 8, 4, 4)))
+    state, A = randn(4, 8, 4, seed=5), -randn(8, 4).exp()
+    return partial(F.selective_state_update, state, x, dt, A, B, C, slots_in=slots_in, slots_out=slots_out)
+
+
+OPS = {
+    "causal_conv1d": (conv, [(0, 2, 5)]),
+    "selective_scan": (scan, [(0, 0, 4)]),
+    "attention": (attention, [(0, 2, 5), (0, 3, 6)]),
+    "causal_conv1d_update": (conv_update, [(3, 0, -1), (3, 1, 2)]),
+    "selective_state_update": (scan_update, [(3, 0, -1), (3, 1, 2)]),
+}
+WRONG = [
+    ("causal_conv1d", [(1, 2, 5)], "cu_seqlens must start at 0, got 1"),
+    ("causal_conv1d", [(0, 2, 6)], "cu_seqlens must end at or below x's 5 rows, got 6"),
+    ("selective_scan", [(0, 3, 2)], "cu_seqlens must never decrease, got 2 after 3 at index 2"),
+    ("attention", [(0, 5, 4), (0, 3, 6)], "cu_seqlens must never decrease, got 4 after 5 at index 2"),
+    ("attention", [(0, 2, 5), (0, 3, 7)], "cu_seqlens_k must end at or below k's 6 rows, got 7"),
+    ("attention", [(0, 2, 5), (0, 4, 6)], "cu_seqlens_k must give sequence 1 at least its 3 queries' positions, got 2"),
+    ("causal_conv1d_update", [(3, 4, -1), (3, 1, 2)], "slots_in must have values from -1 to 3 .*, got 4 at index 1"),
+    ("causal_conv1d_update", [(3, 0, -1), (3, 1, -2)], "slots_out must have values from -1 to 3 .*, got -2 at index 2"),
+    (
+        "selective_state_update",
+        [(3, 0, 1), (2, 2, 1)],
+        "slots_out must name each slot once, got slot 2 in rows 0 and 1",
+    ),
+    (
+        "selective_state_update",
+        [(3, 0, 1), (0, 2, 1)],
+        "slots_out must name no slot that another row reads, got slot 0",
+    ),
+]
+
+
+def prepared(op, values):
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"hymba_ops::{op}", DEVICE.upper()):
+        pytest.skip(f"{op} has no kernel on {DEVICE}")
+    return OPS[op][0](*(int32(*row) for row in values))
+
+
+@pytest.mark.parametrize("wanted", ["1"] if DEVICE == "cuda" else [None, "0", "1"])
+@pytest.mark.parametrize("op,values,message", WRONG)
+def test_wrong_values_are_refused(op, values, message, wanted, monkeypatch):
+    monkeypatch.delenv("HYMBA_OPS_CHECK", raising=False)
+    if wanted is not None:
+        monkeypatch.setenv("HYMBA_OPS_CHECK", wanted)
+    call = prepared(op, values)
+    with pytest.raises(ValueError, match=f"^{op}: {message}"):
+        call()
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_right_values_are_not(op, monkeypatch):
+    monkeypatch.setenv("HYMBA_OPS_CHECK", "1")
+    prepared(op, OPS[op][1])()
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="the host waits for a GPU only")
+@pytest.mark.parametrize("op", OPS)
+def test_the_host_does_not_wait_unless_asked(op, monkeypatch):
+    """In this mode torch raises where the host would wait."""
+    call = prepared(op, OPS[op][1])
+    call()  # what is loaded by a first call
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+        monkeypatch.setenv("HYMBA_OPS_CHECK", "1")
+        with pytest.raises(RuntimeError, match="synchronizing"):
+            call()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="read for CUDA tensors only")
+def test_an_unknown_wish_is_refused(monkeypatch):
+    monkeypatch.setenv("HYMBA_OPS_CHECK", "yes")
+    call = prepared("causal_conv1d", [(0, 5)])
+    with pytest.raises(ValueError, match="HYMBA_OPS_CHECK must be 0 or 1, got 'yes'"):
+        call()
