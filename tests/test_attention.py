@@ -39,9 +39,9 @@ def make_inputs(T, S=None, *, B=1, heads=(5, 1), dims=(16, 32), dtype=torch.floa
     return layout(q), layout(k), layout(v)
 
 
-def check(*args, dtype, **kwargs):
+def check(ops, *args, dtype, **kwargs):
     return check_against_reference(
-        F.attention, reference.attention, *args, dtype=dtype, names=("out", "lse"), return_lse=True, **kwargs
+        ops.attention, reference.attention, *args, dtype=dtype, names=("out", "lse"), return_lse=True, **kwargs
     )
 
 
@@ -58,31 +58,31 @@ MASKS = [
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("mask", MASKS)
-def test_matches_reference(mask, layout, dtype):
-    check(*make_inputs(150, B=2, dtype=dtype, layout=layout), dtype=dtype, **mask)
+def test_matches_reference(ops, mask, layout, dtype):
+    check(ops, *make_inputs(150, B=2, dtype=dtype, layout=layout), dtype=dtype, **mask)
 
 
 @pytest.mark.parametrize("heads", [(1, 1), (4, 4), (6, 2), (25, 5), (200, 1)], ids=lambda h: f"heads{h[0]}over{h[1]}")
 @pytest.mark.parametrize(
     "dims", [(64, 128), (1, 1), (17, 33), (256, 256), (7, 250)], ids=lambda d: f"dims{d[0]}x{d[1]}"
 )
-def test_heads_and_dims(heads, dims):
-    check(*make_inputs(37, heads=heads, dims=dims), dtype=torch.float32, window=9, num_meta=4)
+def test_heads_and_dims(ops, heads, dims):
+    check(ops, *make_inputs(37, heads=heads, dims=dims), dtype=torch.float32, window=9, num_meta=4)
 
 
 @pytest.mark.parametrize(
     "T", [1, 2, QUERY_TILE - 1, QUERY_TILE, QUERY_TILE + 1, KEY_TILE - 1, KEY_TILE, KEY_TILE + 1, 129]
 )
 @pytest.mark.parametrize("num_meta", [0, 1, KEY_TILE - 1, KEY_TILE, KEY_TILE + 1])
-def test_sizes_around_tiles(T, num_meta):
-    check(*make_inputs(T), dtype=torch.float32, window=KEY_TILE - 2, num_meta=num_meta)
+def test_sizes_around_tiles(ops, T, num_meta):
+    check(ops, *make_inputs(T), dtype=torch.float32, window=KEY_TILE - 2, num_meta=num_meta)
 
 
 @pytest.mark.parametrize("window", [None, KEY_TILE - 1, KEY_TILE, KEY_TILE + 1])
 @pytest.mark.parametrize("T,S", [(1, 1), (1, 200), (16, 200), (33, 97), (0, 5)], ids=lambda n: str(n))
-def test_fewer_queries_than_keys(T, S, window):
+def test_fewer_queries_than_keys(ops, T, S, window):
     """Chunked prefill and decode: the queries are the last T of the S positions."""
-    check(*make_inputs(T, S, B=2), dtype=torch.float32, window=window, num_meta=3)
+    check(ops, *make_inputs(T, S, B=2), dtype=torch.float32, window=window, num_meta=3)
 
 
 LONG_MASKS = [
@@ -96,99 +96,99 @@ LONG_MASKS = [
 @pytest.mark.parametrize("mask", LONG_MASKS)
 @pytest.mark.parametrize("T", [1, SPLIT_QUERIES, SPLIT_QUERIES + 1, 60])
 @pytest.mark.parametrize("S", [SEGMENT - 1, SEGMENT, SEGMENT + 1, 2 * SEGMENT, 2 * SEGMENT + 1, 1500])
-def test_sizes_around_segments(S, T, mask):
-    check(*make_inputs(T, S, B=2, heads=(4, 2)), dtype=torch.float32, **mask)
+def test_sizes_around_segments(ops, S, T, mask):
+    check(ops, *make_inputs(T, S, B=2, heads=(4, 2)), dtype=torch.float32, **mask)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("T", [3, 30])
-def test_segments_in_every_dtype(T, dtype):
-    check(*make_inputs(T, 1100, dtype=dtype), dtype=dtype, window=700, num_meta=5)
+def test_segments_in_every_dtype(ops, T, dtype):
+    check(ops, *make_inputs(T, 1100, dtype=dtype), dtype=dtype, window=700, num_meta=5)
 
 
 @pytest.mark.parametrize("mask", LONG_MASKS)
 @pytest.mark.parametrize("heads", [(2, 2), (5, 1)], ids=["group1", "group5"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rows_do_not_depend_on_how_a_sequence_is_cut(dtype, heads, mask):
+def test_rows_do_not_depend_on_how_a_sequence_is_cut(ops, dtype, heads, mask):
     """Queries [a, b) on the keys [0, b) have the bits, lse's too, that they have in the whole sequence."""
     q, k, v = make_inputs(1500, heads=heads, dtype=dtype)
-    out, lse = F.attention(q, k, v, return_lse=True, **mask)
+    out, lse = ops.attention(q, k, v, return_lse=True, **mask)
     ends = 1, 17, KEY_TILE, KEY_TILE + 1, SEGMENT - 1, SEGMENT, SEGMENT + 1, 1024, 1030, 1500
     for b, T in itertools.product(ends, (1, 2, 5, SPLIT_QUERIES, SPLIT_QUERIES + 1, 100)):
         rows = slice(max(b - T, 0), b)
-        part, part_lse = F.attention(q[:, rows], k[:, :b], v[:, :b], return_lse=True, **mask)
+        part, part_lse = ops.attention(q[:, rows], k[:, :b], v[:, :b], return_lse=True, **mask)
         assert torch.equal(part, out[:, rows]), (b, T)
         assert torch.equal(part_lse, lse[:, rows]), (b, T)
 
 
 @pytest.mark.parametrize("T", [1, SPLIT_QUERIES, 40])
-def test_a_batch_equals_its_rows(T):
+def test_a_batch_equals_its_rows(ops, T):
     """Bits do not depend on how many items there are, which decides whether segments are items of their own."""
     q, k, v = make_inputs(T, 1100, B=40, heads=(4, 2), dims=(8, 8))
-    out, lse = F.attention(q, k, v, window=900, num_meta=2, return_lse=True)
+    out, lse = ops.attention(q, k, v, window=900, num_meta=2, return_lse=True)
     for b in (0, 1, 39):
-        single = F.attention(*(x[b : b + 1] for x in (q, k, v)), window=900, num_meta=2, return_lse=True)
+        single = ops.attention(*(x[b : b + 1] for x in (q, k, v)), window=900, num_meta=2, return_lse=True)
         assert torch.equal(single[0][0], out[b]) and torch.equal(single[1][0], lse[b])
 
 
-def test_packed_decoding_equals_singles_bitwise():
+def test_packed_decoding_equals_singles_bitwise(ops):
     """A few queries of each sequence against keys of several segments, separate meta keys before them."""
     lengths_q, lengths_k = (1, 0, 5, 2), (1100, 40, 5, 700)
     starts_q, starts_k = cu_seqlens(*lengths_q), cu_seqlens(*lengths_k)
     q, k, v = make_inputs(sum(lengths_q), sum(lengths_k), heads=(10, 2))
     extra = {"meta_k": randn(9, 2, 16, seed=5), "meta_v": randn(9, 2, 32, seed=6), "window": 600}
-    packed = check(q, k, v, dtype=torch.float32, cu_seqlens=starts_q, cu_seqlens_k=starts_k, **extra)
+    packed = check(ops, q, k, v, dtype=torch.float32, cu_seqlens=starts_q, cu_seqlens_k=starts_k, **extra)
     for (q0, q1), (k0, k1) in zip(pairwise(starts_q.tolist()), pairwise(starts_k.tolist()), strict=True):
-        single = F.attention(q[:, q0:q1], k[:, k0:k1], v[:, k0:k1], return_lse=True, **extra)
+        single = ops.attention(q[:, q0:q1], k[:, k0:k1], v[:, k0:k1], return_lse=True, **extra)
         assert torch.equal(packed[0][:, q0:q1], single[0]) and torch.equal(packed[1][:, q0:q1], single[1])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_separate_meta_keys_equal_concatenated_ones(dtype):
+def test_separate_meta_keys_equal_concatenated_ones(ops, dtype):
     q, k, v = make_inputs(90, B=2, heads=(10, 2), dtype=dtype)
     meta_k, meta_v = randn(13, 2, 16, dtype=dtype, seed=7), randn(13, 2, 32, dtype=dtype, seed=8)
-    out, lse = check(q, k, v, dtype=dtype, window=20, meta_k=meta_k, meta_v=meta_v)
+    out, lse = check(ops, q, k, v, dtype=dtype, window=20, meta_k=meta_k, meta_v=meta_v)
     both_k, both_v = (torch.cat([m.expand(2, -1, -1, -1), x], 1) for m, x in ((meta_k, k), (meta_v, v)))
-    joined = F.attention(q, both_k, both_v, window=20, num_meta=13, return_lse=True)
+    joined = ops.attention(q, both_k, both_v, window=20, num_meta=13, return_lse=True)
     assert torch.equal(out, joined[0]) and torch.equal(lse, joined[1])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_packed_matches_reference(layout, dtype):
+def test_packed_matches_reference(ops, layout, dtype):
     starts = cu_seqlens(70, 0, 1, 33)
     q, k, v = make_inputs(110, dtype=dtype, layout=layout)  # 6 rows belong to no sequence
-    out, lse = check(q, k, v, dtype=dtype, window=20, num_meta=5, cu_seqlens=starts)
+    out, lse = check(ops, q, k, v, dtype=dtype, window=20, num_meta=5, cu_seqlens=starts)
     assert (out[:, 104:] == 0).all() and (lse[:, 104:] == 0).all()
 
 
 @pytest.mark.parametrize("meta", [False, True], ids=["num_meta", "separate-meta"])
-def test_packed_equals_singles_bitwise(meta):
+def test_packed_equals_singles_bitwise(ops, meta):
     lengths_q, lengths_k = (40, 0, 7, 100), (40, 3, 90, 100)
     q, k, v = make_inputs(147, 233, heads=(10, 2))
     extra = {"meta_k": randn(9, 2, 16, seed=5), "meta_v": randn(9, 2, 32, seed=6)} if meta else {"num_meta": 9}
     starts_q, starts_k = cu_seqlens(*lengths_q), cu_seqlens(*lengths_k)
-    packed = F.attention(q, k, v, window=30, cu_seqlens=starts_q, cu_seqlens_k=starts_k, **extra)
+    packed = ops.attention(q, k, v, window=30, cu_seqlens=starts_q, cu_seqlens_k=starts_k, **extra)
     for i in range(len(lengths_q)):
         rows_q, rows_k = slice(*starts_q[i : i + 2].tolist()), slice(*starts_k[i : i + 2].tolist())
-        single = F.attention(q[:, rows_q], k[:, rows_k], v[:, rows_k], window=30, **extra)
+        single = ops.attention(q[:, rows_q], k[:, rows_k], v[:, rows_k], window=30, **extra)
         assert torch.equal(packed[:, rows_q], single)
 
 
-def test_neighbours_do_not_matter():
+def test_neighbours_do_not_matter(ops):
     """NaN in the next packed sequence, and in the next row of the batch, never reaches this one."""
     q, k, v = make_inputs(80)
-    clean = F.attention(q[:, :50], k[:, :50], v[:, :50], window=10)
+    clean = ops.attention(q[:, :50], k[:, :50], v[:, :50], window=10)
     for x in (q, k, v):
         x[:, 50:] = float("nan")
-    packed = F.attention(q, k, v, window=10, cu_seqlens=cu_seqlens(50, 30))
+    packed = ops.attention(q, k, v, window=10, cu_seqlens=cu_seqlens(50, 30))
     assert torch.equal(packed[:, :50], clean)
     assert packed[:, 50:].isnan().all()
 
 
 @pytest.mark.parametrize("where", ["q", "k", "v"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
-def test_nan_and_inf_stand_where_the_reference_has_them(where, value):
+def test_nan_and_inf_stand_where_the_reference_has_them(ops, where, value):
     q, k, v = make_inputs(100)
     # In key 0 of the prefix, which all queries see: elsewhere a plain masked product spreads 0 * NaN to the others.
     if where == "q":
@@ -197,25 +197,25 @@ def test_nan_and_inf_stand_where_the_reference_has_them(where, value):
         k[:, 0, 0, 3] = value
     else:
         v[:, 0, 0, 3] = value
-    check(q, k, v, dtype=torch.float32, window=10, num_meta=4)
+    check(ops, q, k, v, dtype=torch.float32, window=10, num_meta=4)
 
 
 @pytest.mark.parametrize("position", [0, 100, SEGMENT, 1099])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
-def test_nan_and_inf_in_any_segment(value, position):
+def test_nan_and_inf_in_any_segment(ops, value, position):
     q, k, v = make_inputs(2, 1100)
     k[:, position, 0, 3] = value
-    check(q[:, 1:], k, v, dtype=torch.float32)  # one query, which sees them all
+    check(ops, q[:, 1:], k, v, dtype=torch.float32)  # one query, which sees them all
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.5, 3.0, 40.0])
-def test_scale(scale):
-    check(*make_inputs(70), dtype=torch.float32, window=20, num_meta=2, scale=scale)
+def test_scale(ops, scale):
+    check(ops, *make_inputs(70), dtype=torch.float32, window=20, num_meta=2, scale=scale)
 
 
-def test_large_scores():
+def test_large_scores(ops):
     q, k, v = make_inputs(70)
-    check(q * 1e4, k * 1e4, v, dtype=torch.float32)
+    check(ops, q * 1e4, k * 1e4, v, dtype=torch.float32)
 
 
 def test_threads_do_not_change_bits():
@@ -225,9 +225,9 @@ def test_threads_do_not_change_bits():
     assert_threads_do_not_matter(lambda: F.attention(few, k, v, num_meta=20))
 
 
-def test_empty_batch():
+def test_empty_batch(ops):
     q, k, v = make_inputs(5, B=0)
-    assert F.attention(q, k, v).shape == (0, 5, 5, 32)
+    assert ops.attention(q, k, v).shape == (0, 5, 5, 32)
 
 
 OPCHECK_CASES = [

@@ -29,34 +29,6 @@ constexpr int64_t kRowTarget = 192;
 constexpr int64_t kSplitItems = 64;
 constexpr int64_t kSplitQueries = 16;
 
-// One sequence's place in the tensors. Key positions count the separate meta keys first.
-struct SequenceView {
-  int64_t batch;
-  int64_t q_begin;  // first row in q and out
-  int64_t q_len;
-  int64_t k_begin;  // first row in k and v
-  int64_t k_len;    // rows in k and v
-};
-
-static SequenceView sequence_view(const AttentionParams& p, int64_t s) {
-  if (p.cu_seqlens_q == nullptr) return {s, 0, p.q_len, 0, p.k_len};
-  const int64_t q0 = p.cu_seqlens_q[s], k0 = p.cu_seqlens_k[s];
-  return {0, q0, p.cu_seqlens_q[s + 1] - q0, k0, p.cu_seqlens_k[s + 1] - k0};
-}
-
-template <class T>
-HYMBA_INLINE const T* head_row(const HeadsView& view, int64_t batch, int64_t token, int64_t head) {
-  return static_cast<const T*>(view.data) + batch * view.batch_stride + token * view.token_stride +
-         head * view.head_stride;
-}
-
-template <class T>
-HYMBA_INLINE const T* key_row(const AttentionParams& p, const HeadsView& meta, const HeadsView& own,
-                              const SequenceView& seq, int64_t position, int64_t head) {
-  if (position < p.meta_len) return head_row<T>(meta, 0, position, head);
-  return head_row<T>(own, seq.batch, seq.k_begin + position - p.meta_len, head);
-}
-
 // What online softmax carries: for each row the maximum score, the sum of exp2(score - maximum), and the
 // values' sum.
 template <class C>

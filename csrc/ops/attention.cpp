@@ -116,7 +116,7 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Ten
       .scale = scale ? *scale : 1.0 / std::sqrt(static_cast<double>(Dk)),
       .dtype = dtype_of(q),
   };
-  if (B > 0 && T > 0) launch(q, params, cpu::attention);
+  if (B > 0 && T > 0) launch(q, params, cpu::attention, HYMBA_CUDA(cuda::attention));
   return {out, lse};
 }
 

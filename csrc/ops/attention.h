@@ -45,6 +45,41 @@ struct AttentionParams {
   DType dtype;
 };
 
+// One sequence's place in the tensors. Positions of keys count the separate meta keys first; the queries are the
+// last positions.
+struct SequenceView {
+  int64_t batch;
+  int64_t q_begin;  // first row in q and out
+  int64_t q_len;
+  int64_t k_begin;  // first row in k and v
+  int64_t k_len;    // rows in k and v
+};
+
+HYMBA_INLINE SequenceView sequence_view(const AttentionParams& p, int64_t s) {
+  if (p.cu_seqlens_q == nullptr) return {s, 0, p.q_len, 0, p.k_len};
+  const int64_t q0 = p.cu_seqlens_q[s], k0 = p.cu_seqlens_k[s];
+  return {0, q0, p.cu_seqlens_q[s + 1] - q0, k0, p.cu_seqlens_k[s + 1] - k0};
+}
+
+template <class T>
+HYMBA_INLINE const T* head_row(const HeadsView& view, int64_t batch, int64_t token, int64_t head) {
+  return static_cast<const T*>(view.data) + batch * view.batch_stride + token * view.token_stride +
+         head * view.head_stride;
+}
+
+// Row of a key or value at a position.
+template <class T>
+HYMBA_INLINE const T* key_row(const AttentionParams& p, const HeadsView& meta, const HeadsView& own,
+                              const SequenceView& seq, int64_t position, int64_t head) {
+  if (position < p.meta_len) return head_row<T>(meta, 0, position, head);
+  return head_row<T>(own, seq.batch, seq.k_begin + position - p.meta_len, head);
+}
+
+namespace cuda {
+// Launches on `stream` (a cudaStream_t) of the current device; returns a cudaError_t.
+int attention(const AttentionParams& params, void* stream);
+}  // namespace cuda
+
 }  // namespace hymba
 
 HYMBA_CPU_KERNEL(attention, AttentionParams)

@@ -15,6 +15,7 @@
 #define gridDim (::hymba::emulator::grid_size)
 
 using std::isfinite;
+using std::isinf;
 using std::max;
 using std::min;
 

@@ -85,6 +85,7 @@ PYBIND11_MODULE(hymba_emulated, module) {
       });
 
   static Registry registry;
+  bind_attention(registry);
   bind_causal_conv1d(registry);
   bind_causal_conv1d_update(registry);
   bind_linear(registry);

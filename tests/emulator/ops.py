@@ -34,6 +34,10 @@ class EmulatedOps:
     def __init__(self, mode: Mode):
         self._client = Client(mode)
 
+    def attention(self, *args, **kwargs):
+        out, lse = self._run("attention", args, kwargs)
+        return out if lse is None else (out, lse)
+
     def causal_conv1d(self, *args, **kwargs):
         out, final_state = self._run("causal_conv1d", args, kwargs)
         return out if final_state is None else (out, final_state)

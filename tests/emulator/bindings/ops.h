@@ -5,6 +5,7 @@
 
 namespace hymba::emulator {
 
+void bind_attention(Registry& registry);
 void bind_causal_conv1d(Registry& registry);
 void bind_causal_conv1d_update(Registry& registry);
 void bind_linear(Registry& registry);
