@@ -36,28 +36,27 @@ class FmaAttention {
         tiles_(tiles),
         block_(block),
         keys_(block.spans),
-        mask_(p.mask, block.position + block.query(row())),
+        key_rows_(p, block, p.k, p.meta_k),
+        value_rows_(p, block, p.v, p.meta_v),
+        mask_(p.mask, block.position_of(row())),
         scale_(C(p.scale * 1.4426950408889634074)) {}
 
   __device__ __forceinline__ void run() {
     load_rows(tiles_.q, tiles_.k_stride, kFmaRows, p_.k_dim, [&](int row) -> const C* {
       if (row >= block_.rows) return nullptr;
-      return head_row<C>(p_.q, block_.seq.batch, block_.seq.q_begin + block_.query(row), block_.head(row));
+      return head_row<C>(p_.q, block_.seq.batch, block_.seq.q_begin + block_.query_of(row), block_.head_of(row));
     });
-    const int64_t end = p_.meta_len + block_.seq.k_len;
 #pragma unroll 1
-    for (int64_t tile = 0; tile < keys_.count; ++tile) {
-      const int64_t first = keys_.key(tile);
+    for (int tile = 0; tile < keys_.count; ++tile) {
+      const int first = keys_.key(tile);
       load_rows(tiles_.k, tiles_.k_stride, kFmaKeys, p_.k_dim, [&](int row) -> const C* {
-        if (first + row >= end) return nullptr;
-        return key_row<C>(p_, p_.meta_k, p_.k, block_.seq, first + row, block_.kv_head);
+        return first + row < block_.keys ? key_rows_.at(first + row, p_, p_.k, p_.meta_k) : nullptr;
       });
       load_rows(tiles_.v, static_cast<int>(p_.v_dim), kFmaKeys, p_.v_dim, [&](int row) -> const C* {
-        if (first + row >= end) return nullptr;
-        return key_row<C>(p_, p_.meta_v, p_.v, block_.seq, first + row, block_.kv_head);
+        return first + row < block_.keys ? value_rows_.at(first + row, p_, p_.v, p_.meta_v) : nullptr;
       });
       __syncthreads();
-      soften(static_cast<int>(first));
+      soften(first);
       __syncwarp();  // a row's lanes are in one warp
       add_values();
       __syncthreads();
@@ -132,6 +131,7 @@ class FmaAttention {
   const FmaTiles<C>& tiles_;
   const AttentionBlock& block_;
   const KeyTiles<kFmaKeys> keys_;
+  const KeyRows<C> key_rows_, value_rows_;
   const RowMask mask_;
   const C scale_;
   C out_[kColumns] = {};

@@ -46,8 +46,10 @@ class MmaAttention {
         stages_(stages),
         block_(block),
         tiles_(block.spans),
-        low_(p.mask, position(row(0))),
-        high_(p.mask, position(row(1))),
+        keys_(p, block, p.k, p.meta_k),
+        values_(p, block, p.v, p.meta_v),
+        low_(p.mask, block.position_of(row(0))),
+        high_(p.mask, block.position_of(row(1))),
         // Scores are in units of log2. A scale of 0 must not meet a score of minus infinity.
         scale_(max(static_cast<float>(fabs(p.scale) * 1.4426950408889634), 1e-37f)) {}
 
@@ -56,7 +58,7 @@ class MmaAttention {
     fetch(0);
     commit_copies();
 #pragma unroll 1
-    for (int64_t tile = 0; tile < tiles_.count; ++tile) {
+    for (int tile = 0; tile < tiles_.count; ++tile) {
       if (tile + 1 < tiles_.count) fetch(tile + 1);
       commit_copies();
       wait_copies<1>();
@@ -77,7 +79,6 @@ class MmaAttention {
   __device__ __forceinline__ static int warp_row() { return thread() / kWarpSize * 16; }
   // The block's rows that this lane has scores of: i is 0 or 1.
   __device__ __forceinline__ static int row(int i) { return warp_row() + lane() / 4 + i * 8; }
-  __device__ __forceinline__ int64_t position(int row) const { return block_.position + block_.query(row); }
 
   // A chunk of a row in shared memory.
   template <int kDim>
@@ -90,7 +91,7 @@ class MmaAttention {
   __device__ __forceinline__ static void load_rows(T* to, int64_t dim, const RowOf& row_of) {
     constexpr int kChunks = kDim / kChunk, kStep = kMmaThreads / kChunks;
     const int index = thread() % kChunks;
-#pragma unroll
+#pragma unroll 2
     for (int first = 0; first < kRowCount; first += kStep) {
       const int row = first + thread() / kChunks;
       const T* from = row_of(row);
@@ -110,20 +111,17 @@ class MmaAttention {
   __device__ __forceinline__ void load_queries() const {
     load_rows<kKeyDim, kMmaRows>(stages_.q, p_.k_dim, [&](int row) -> const T* {
       if (row >= block_.rows) return nullptr;
-      return head_row<T>(p_.q, block_.seq.batch, block_.seq.q_begin + block_.query(row), block_.head(row));
+      return head_row<T>(p_.q, block_.seq.batch, block_.seq.q_begin + block_.query_of(row), block_.head_of(row));
     });
   }
 
-  __device__ __forceinline__ void fetch(int64_t tile) const {
-    const int64_t first = tiles_.key(tile), end = p_.meta_len + block_.seq.k_len;
-    const int stage = static_cast<int>(tile % kMmaStages) * kKeys;
+  __device__ __forceinline__ void fetch(int tile) const {
+    const int first = tiles_.key(tile), stage = tile % kMmaStages * kKeys;
     load_rows<kKeyDim, kKeys>(stages_.k + stage * kKeyDim, p_.k_dim, [&](int row) -> const T* {
-      if (first + row >= end) return nullptr;
-      return key_row<T>(p_, p_.meta_k, p_.k, block_.seq, first + row, block_.kv_head);
+      return first + row < block_.keys ? keys_.at(first + row, p_, p_.k, p_.meta_k) : nullptr;
     });
     load_rows<kValueDim, kKeys>(stages_.v + stage * kValueDim, p_.v_dim, [&](int row) -> const T* {
-      if (first + row >= end) return nullptr;
-      return key_row<T>(p_, p_.meta_v, p_.v, block_.seq, first + row, block_.kv_head);
+      return first + row < block_.keys ? values_.at(first + row, p_, p_.v, p_.meta_v) : nullptr;
     });
   }
 
@@ -142,13 +140,13 @@ class MmaAttention {
     for (int i = 0; i < kKeyDim / 16; ++i) load_query(q_[i], i);
   }
 
-  __device__ __forceinline__ void attend(int64_t tile) {
-    const int stage = static_cast<int>(tile % kMmaStages) * kKeys;
+  __device__ __forceinline__ void attend(int tile) {
+    const int stage = tile % kMmaStages * kKeys, key = tiles_.key(tile);
     float scores[kScores][4];
     score(scores, stages_.k + stage * kKeyDim);
-    const int64_t key = tiles_.key(tile);
-    const int64_t begin = block_.position + block_.query(0), end = position(static_cast<int>(block_.rows) - 1) + 1;
-    if (!all_visible(p_.mask, begin, end, key, key + kKeys)) mask(scores, static_cast<int>(key));
+    const int last_row = block_.rows - 1;
+    if (!all_visible(p_.mask, block_.position_of(0), block_.position_of(last_row) + 1, key, key + kKeys))
+      mask(scores, key);
     soften(scores);
     add_values(scores, stages_.v + stage * kValueDim);
   }
@@ -275,6 +273,7 @@ class MmaAttention {
   const Stages& stages_;
   const AttentionBlock& block_;
   const KeyTiles<kKeys> tiles_;
+  const KeyRows<T> keys_, values_;
   const RowMask low_, high_;
   const float scale_;
   Fragment q_[kKeepQ ? kKeyDim / 16 : 1];

@@ -11,19 +11,23 @@
 
 namespace hymba::cuda {
 
+// Positions fit 32 bits (csrc/ops/attention.cpp), and 32-bit registers are what these kernels run out of.
 struct AttentionBlock {
   SequenceView seq;
-  int64_t kv_head;
-  int64_t group;         // query heads of a KV head
-  int64_t first, rows;   // of (position, head) pairs; rows may be fewer than the block has room for
-  int64_t position;      // of the sequence's first query among its keys
-  KeySpans spans;        // keys that the rows see
+  int kv_head;
+  int group;        // query heads of a KV head
+  int query, head;  // of the first row: a query of the sequence, a head of the group
+  int rows;         // (query, head) pairs; may be fewer than the block has room for
+  int position;     // of the sequence's first query among its keys
+  int keys;         // of the sequence, separate meta keys among them
+  KeySpans spans;   // keys that the rows see
 
-  __device__ __forceinline__ int64_t query(int64_t row) const { return (first + row) / group; }
-  __device__ __forceinline__ int64_t head(int64_t row) const { return kv_head * group + (first + row) % group; }
+  __device__ __forceinline__ int query_of(int row) const { return query + (head + row) / group; }
+  __device__ __forceinline__ int head_of(int row) const { return kv_head * group + (head + row) % group; }
+  __device__ __forceinline__ int position_of(int row) const { return position + query_of(row); }
   // Where the row's results go: in rows of Hq heads.
-  __device__ __forceinline__ int64_t result(const AttentionParams& p, int64_t row) const {
-    return (seq.batch * p.q_len + seq.q_begin + query(row)) * p.q_heads + head(row);
+  __device__ __forceinline__ int64_t result(const AttentionParams& p, int row) const {
+    return (seq.batch * p.q_len + seq.q_begin + query_of(row)) * p.q_heads + head_of(row);
   }
 };
 
@@ -36,15 +40,14 @@ HYMBA_INLINE int64_t row_blocks(const AttentionParams& p, int64_t rows) {
 // False for an empty block. Later rows, which see more keys, come first.
 __device__ __forceinline__ bool find_block(const AttentionParams& p, int64_t rows, AttentionBlock& block) {
   const int64_t all = row_blocks(p, rows), index = all - 1 - blockIdx.x / p.kv_heads;
-  block.kv_head = blockIdx.x % p.kv_heads;
-  block.group = p.q_heads / p.kv_heads;
+  const int64_t group = p.q_heads / p.kv_heads;
   int64_t sequence, first_index;
   if (p.cu_seqlens_q == nullptr) {
     const int64_t each = all / p.sequences;
     sequence = index / each;
     first_index = sequence * each;
   } else {
-    const auto first_of = [&](int64_t s) { return p.cu_seqlens_q[s] * block.group / rows + s; };
+    const auto first_of = [&](int64_t s) { return p.cu_seqlens_q[s] * group / rows + s; };
     int64_t low = 0, high = p.sequences;
     while (high - low > 1) {
       const int64_t middle = (low + high) / 2;
@@ -54,25 +57,45 @@ __device__ __forceinline__ bool find_block(const AttentionParams& p, int64_t row
     first_index = first_of(low);
   }
   block.seq = sequence_view(p, sequence);
-  block.first = (index - first_index) * rows;
-  block.rows = min(rows, block.seq.q_len * block.group - block.first);
-  if (block.rows <= 0) return false;
-  block.position = p.meta_len + block.seq.k_len - block.seq.q_len;
-  block.spans = key_spans(p.mask, block.position + block.query(0), block.position + block.query(block.rows - 1) + 1);
+  const int64_t first = (index - first_index) * rows, left = block.seq.q_len * group - first;
+  if (left <= 0) return false;
+  block.kv_head = static_cast<int>(blockIdx.x % p.kv_heads);
+  block.group = static_cast<int>(group);
+  block.query = static_cast<int>(first / group);
+  block.head = static_cast<int>(first % group);
+  block.rows = static_cast<int>(min(rows, left));
+  block.keys = static_cast<int>(p.meta_len + block.seq.k_len);
+  block.position = block.keys - static_cast<int>(block.seq.q_len);
+  block.spans = key_spans(p.mask, block.position_of(0), block.position_of(block.rows - 1) + 1);
   return true;
 }
+
+// A KV head's rows of keys or values by position, those of separate meta keys first.
+template <class T>
+struct KeyRows {
+  const T *own, *meta;  // where position 0 is, or would be
+
+  __device__ __forceinline__ KeyRows(const AttentionParams& p, const AttentionBlock& block, const HeadsView& own_rows,
+                                     const HeadsView& meta_rows)
+      : own(head_row<T>(own_rows, block.seq.batch, block.seq.k_begin - p.meta_len, block.kv_head)),
+        meta(head_row<T>(meta_rows, 0, 0, block.kv_head)) {}
+  __device__ __forceinline__ const T* at(int position, const AttentionParams& p, const HeadsView& own_rows,
+                                         const HeadsView& meta_rows) const {
+    return position < p.meta_len ? meta + position * meta_rows.token_stride : own + position * own_rows.token_stride;
+  }
+};
 
 // The tiles of kKeys keys that hold a block's spans, in order.
 template <int kKeys>
 struct KeyTiles {
-  int64_t prefix, begin, count;  // tiles 0 .. prefix - 1, then begin and on; both together are `count`
+  int prefix, begin, count;  // tiles 0 .. prefix - 1, then begin and on; both together are `count`
 
   __device__ __forceinline__ explicit KeyTiles(const KeySpans& spans)
-      : prefix(divide_up(spans.prefix_end, kKeys)), begin(max(spans.begin / kKeys, prefix)) {
-    count = prefix + divide_up(spans.end, kKeys) - begin;
-  }
+      : prefix(static_cast<int>(divide_up(spans.prefix_end, kKeys))),
+        begin(max(static_cast<int>(spans.begin / kKeys), prefix)),
+        count(prefix + static_cast<int>(divide_up(spans.end, kKeys)) - begin) {}
   // The first key of a tile.
-  __device__ __forceinline__ int64_t key(int64_t tile) const {
+  __device__ __forceinline__ int key(int tile) const {
     return (tile < prefix ? tile : tile - prefix + begin) * kKeys;
   }
 };
@@ -81,9 +104,9 @@ struct KeyTiles {
 struct RowMask {
   int last, window_begin, num_meta;
 
-  __device__ __forceinline__ RowMask(const Mask& mask, int64_t position)
-      : last(static_cast<int>(position)),
-        window_begin(mask.window == kNoWindow || mask.window > position ? 0 : static_cast<int>(position - mask.window)),
+  __device__ __forceinline__ RowMask(const Mask& mask, int position)
+      : last(position),
+        window_begin(mask.window == kNoWindow || mask.window > position ? 0 : position - static_cast<int>(mask.window)),
         num_meta(static_cast<int>(mask.num_meta)) {}
   __device__ __forceinline__ bool sees(int key) const {
     return key <= last && (key >= window_begin || key < num_meta);
