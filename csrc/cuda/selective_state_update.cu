@@ -17,7 +17,7 @@ namespace hymba::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-// Left to itself, ptxas spills a few doubles to fit one more block.
+// Blocks an SM that ptxas should aim at; 0: its own choice, for which it would spill doubles.
 template <class T>
 constexpr int kMinBlocks = std::is_same_v<T, double> ? 1 : 0;
 

@@ -1,4 +1,4 @@
-"""A chunk of 32 rows a thread, four in a round of the loop with SiLU; one sequence, so no search and no row without one."""
+"""A chunk of 32 rows a thread, four in a round of the loop with SiLU. One sequence: no search, no row without one."""
 
 from tools.sass_model.kernels import INNER, META_TOKENS, TOKENS, Plan, Workload, most, rounds
 from tools.sass_model.predict import KernelModel
