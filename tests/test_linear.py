@@ -57,28 +57,35 @@ def make_arguments(name, *shape, outputs, dtype=torch.float32, layout=dense):
     return (x, layout(gate) if gate.numel() else gate, weight), {}
 
 
-def check(name, args, kwargs, dtype):
-    return check_against_reference(getattr(F, name), getattr(reference, name), *args, dtype=dtype, **kwargs)
+def check(name, args, kwargs, dtype, ops=F):
+    return check_against_reference(getattr(ops, name), getattr(reference, name), *args, dtype=dtype, **kwargs)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("bias,residual", EXTRAS)
-def test_matches_reference(bias, residual, layout, dtype):
+def test_matches_reference(ops, bias, residual, layout, dtype):
     for shape, outputs in (((2, 9, 40), 70), ((3, 330), 33)):
         x, weight, extras = make_inputs(
             *shape, outputs=outputs, bias=bias, residual=residual, dtype=dtype, layout=layout
         )
-        check("linear", (x, weight), extras, dtype)
+        check("linear", (x, weight), extras, dtype, ops)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_gated_matches_reference(layout, dtype):
+def test_gated_matches_reference(ops, layout, dtype):
     for shape, outputs in (((2, 9, 40), 70), ((3, 330), 33)):
-        check(
-            "gated_linear", *make_arguments("gated_linear", *shape, outputs=outputs, dtype=dtype, layout=layout), dtype
-        )
+        args, kwargs = make_arguments("gated_linear", *shape, outputs=outputs, dtype=dtype, layout=layout)
+        check("gated_linear", args, kwargs, dtype, ops)
+
+
+# csrc/cuda/linear.cu: a block has 256 chunks, of 16 bytes or, where rows are not whole packs, of one element.
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("rows,outputs", [(1, 8), (31, 64), (32, 64), (33, 64), (85, 3), (64, 4), (257, 1)])
+def test_epilogue_sizes_around_blocks(ops, rows, outputs, name, dtype):
+    check(name, *make_arguments(name, rows, 9, outputs=outputs, dtype=dtype), dtype, ops)
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -109,20 +116,20 @@ SHAPES = [(8,), (5, 8), (2, 3, 8), (2, 3, 4, 8), (0, 8), (2, 0, 8)]
 @pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("outputs", [1, 6, 0])
-def test_ranks_and_empty_sizes(shape, outputs, name):
-    out = check(name, *make_arguments(name, *shape, outputs=outputs), torch.float32)
+def test_ranks_and_empty_sizes(ops, shape, outputs, name):
+    out = check(name, *make_arguments(name, *shape, outputs=outputs), torch.float32, ops)
     assert out.shape == (*shape[:-1], outputs)
 
 
-def test_expanded_residual_and_weight_rows():
+def test_expanded_residual_and_weight_rows(ops):
     x, weight, _ = make_inputs(6, 9, outputs=20)
     residual = randn(1, 20, seed=5).expand(6, 20)
-    check("linear", (x, weight[:1].expand(20, 9)), {"residual": residual}, torch.float32)
+    check("linear", (x, weight[:1].expand(20, 9)), {"residual": residual}, torch.float32, ops)
 
 
-def test_residual_may_be_x():
+def test_residual_may_be_x(ops):
     x, weight, _ = make_inputs(7, 40, outputs=40)
-    check("linear", (x, weight), {"residual": x}, torch.float32)
+    check("linear", (x, weight), {"residual": x}, torch.float32, ops)
 
 
 # A weight of one row or column: then the value reaches one row or column of the result.
@@ -137,20 +144,20 @@ PLACES = {
 @pytest.mark.parametrize("rows", [12, 40])
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
-def test_nan_and_inf_stand_where_the_reference_has_them(value, place, rows):
+def test_nan_and_inf_stand_where_the_reference_has_them(ops, value, place, rows):
     x, weight, extras = make_inputs(rows, 330, outputs=40, bias=True, residual=True)
     PLACES[place](x, weight, **extras)[17] = value
-    out = check("linear", (x, weight), extras, torch.float32)
+    out = check("linear", (x, weight), extras, torch.float32, ops)
     bad = ~torch.isfinite(out)
     assert bad.any() and bad.sum() <= {"x": 40, "weight": rows, "bias": rows, "residual": 1}[place]
 
 
 @pytest.mark.parametrize("place", ["x", "gate_weight", "weight"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
-def test_gated_nan_and_inf_stand_where_the_reference_has_them(value, place):
+def test_gated_nan_and_inf_stand_where_the_reference_has_them(ops, value, place):
     (x, gate_weight, weight), _ = make_arguments("gated_linear", 12, 330, outputs=40)
     {"x": x, "gate_weight": gate_weight, "weight": weight}[place][9, 17] = value
-    out = check("gated_linear", (x, gate_weight, weight), {}, torch.float32)
+    out = check("gated_linear", (x, gate_weight, weight), {}, torch.float32, ops)
     bad = ~torch.isfinite(out)
     assert bad.any() and bad.sum() <= {"x": 40, "gate_weight": 12, "weight": 12}[place]
 
@@ -200,8 +207,17 @@ def check_against_reference_in_every_dtype():
 
 
 def check_the_library_is_used():
-    x, weight, _ = make_inputs(64, 650, outputs=65)
+    x, weight, extras = make_inputs(64, 650, outputs=65, bias=True)
     assert torch.equal(F.linear(x, weight), torch.mm(x, weight.T))
+    assert torch.equal(F.linear(x, weight, extras["bias"]), torch.addmm(extras["bias"], x, weight.T))
+
+
+def check_autocast_leaves_the_dtype_alone():
+    for name in OPS:
+        args, kwargs = make_arguments(name, 3, 40, outputs=17)
+        expected = getattr(F, name)(*args, **kwargs)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(getattr(F, name)(*args, **kwargs), expected)
 
 
 def check_own_products_are_used():
@@ -220,7 +236,11 @@ def print_refusal():
 
 PRODUCT_CHECKS = {
     "own": (check_own_products_are_used, check_against_reference_in_every_dtype, check_rows_do_not_depend_on_others),
-    "library": (check_the_library_is_used, check_against_reference_in_every_dtype),
+    "library": (
+        check_the_library_is_used,
+        check_against_reference_in_every_dtype,
+        check_autocast_leaves_the_dtype_alone,
+    ),
 }
 
 
