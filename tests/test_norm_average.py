@@ -16,6 +16,7 @@ from kernel_cases import (
     assert_threads_do_not_matter,
     bad_input,
     dense,
+    odd_rows,
     randn,
     strided,
     unaligned,
@@ -49,7 +50,7 @@ def test_widths_around_what_registers_hold(ops, D):
 def test_layouts_and_neighbours_do_not_change_bits(ops, D, dtype):
     attn, ssm, *weights = make_inputs(5, D, dtype=dtype)
     out = ops.norm_average(attn, ssm, *weights)
-    for layout in (strided, unaligned):
+    for layout in (strided, unaligned, odd_rows):
         assert torch.equal(ops.norm_average(layout(attn), layout(ssm), *weights), out)
     assert torch.equal(ops.norm_average(attn[2:4], ssm[2:4], *weights), out[2:4])
 

@@ -15,6 +15,7 @@ from kernel_cases import (
     assert_compiles_once,
     assert_threads_do_not_matter,
     bad_input,
+    odd_rows,
     randn,
     strided,
     unaligned,
@@ -48,7 +49,7 @@ def test_wide_rows(ops, D):
 def test_layouts_and_neighbours_do_not_change_bits(ops, D, dtype):
     x, weight = randn(9, D, dtype=dtype), randn(D, dtype=dtype, seed=1)
     out = ops.rms_norm(x, weight)
-    for other in (strided(x), unaligned(x)):
+    for other in (strided(x), unaligned(x), odd_rows(x)):
         assert torch.equal(ops.rms_norm(other, weight), out)
     assert torch.equal(ops.rms_norm(x[3:5], weight), out[3:5])
 

@@ -15,6 +15,7 @@ from kernel_cases import (
     assert_compiles_once,
     assert_threads_do_not_matter,
     bad_input,
+    odd_rows,
     randn,
     strided,
     unaligned,
@@ -85,7 +86,7 @@ def test_slice_of_a_projection(ops):
 def test_layouts_and_neighbours_do_not_change_bits(ops, dtype):
     x, positions = randn(1, 19, 3, 32, dtype=dtype), integers(range(19))
     out = ops.rotary(x, positions, frequencies(32))
-    for other in (strided(x), unaligned(x)):
+    for other in (strided(x), unaligned(x), odd_rows(x)):
         assert torch.equal(ops.rotary(other, positions, frequencies(32)), out)
     assert torch.equal(ops.rotary(x[:, 3:9], positions[3:9], frequencies(32)), out[:, 3:9])
 

@@ -6,7 +6,7 @@ namespace hymba::emulator {
 namespace {
 
 // What linear and gated_linear do behind the library's product `out`, which is contiguous as `gate` is.
-void linear_epilogue(const Array& out, const OptionalArray& gate, const OptionalArray& residual) {
+void linear(const Array& out, const OptionalArray& gate, const OptionalArray& residual) {
   const RowView rows = row_view(out);
   const LinearEpilogueParams params{
       .out = out.data(),
@@ -22,7 +22,7 @@ void linear_epilogue(const Array& out, const OptionalArray& gate, const Optional
 }  // namespace
 
 void bind_linear(Registry& registry) {
-  registry.def("linear_epilogue", linear_epilogue);
+  registry.def("linear", linear);
 }
 
 }  // namespace hymba::emulator
