@@ -17,7 +17,7 @@ out=$(cd "$out" && pwd)
 failed=0
 
 # Test files whose ops have CUDA kernels; grows with them.
-cuda_tests="tests/test_norm_average.py"
+cuda_tests="tests/test_linear.py tests/test_norm_average.py tests/test_rms_norm.py tests/test_rotary.py"
 
 record() {  # step, status, seconds, detail
   printf '{"step": "%s", "status": "%s", "seconds": %s, "detail": "%s"}\n' "$1" "$2" "$3" "$4" >> "$out/steps.jsonl"

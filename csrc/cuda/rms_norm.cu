@@ -17,8 +17,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kFewLanes = 8, kTwoWarps = 2 * kWarpSize;
-constexpr int kHeldRounds =
-    4;  // chunks that a thread holds of a row in packs; in single elements that is too much code
 
 template <class T, int kLanes>
 constexpr int kCount = (kLanes < kWarpSize ? 8 : 16) / static_cast<int>(sizeof(T));

@@ -12,9 +12,9 @@ namespace hymba::cuda {
 constexpr int kHeldRounds = 4;
 
 // What one of a row's kLanes threads holds of kTile neighbouring elements, widened: kRounds chunks of kCount
-// elements, number `lane`, `lane` + kLanes and so on. They are read in packs where all of them are aligned
-// (kPacks), else element by element, but by the same thread either way: sums over a row have the same order,
-// and a row the same bits, wherever it lies in memory.
+// elements, number `lane`, `lane` + kLanes and so on. Chunks are packs where all of them are aligned
+// (kPacks), else the same thread reads them element by element: a row has the same bits wherever it lies in
+// memory.
 template <class T, int kCount, int kRounds, int kLanes>
 struct RowTile {
   static constexpr int kTile = kCount * kRounds * kLanes;
