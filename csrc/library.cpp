@@ -70,6 +70,8 @@ STABLE_TORCH_LIBRARY_IMPL(hymba_ops, CPU, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hymba_ops, CUDA, m) {
+  m.impl("rotary", TORCH_BOX(&hymba::rotary));
+  m.impl("rms_norm", TORCH_BOX(&hymba::rms_norm));
   m.impl("norm_average", TORCH_BOX(&hymba::norm_average));
   m.impl("norm_average_project", TORCH_BOX(&hymba::norm_average_project));
   m.impl("linear", TORCH_BOX(&hymba::linear));

@@ -17,10 +17,13 @@ from kernel_cases import (
     cu_seqlens,
     dense,
     randn,
+    strided,
+    unaligned,
 )
 from tolerance import check_against_reference
 
-CHUNK = 32  # csrc/cpu/causal_conv1d.cpp
+CHUNK = 32  # of both kernels
+WIDTHS = [pytest.param(C, id=f"C{C}") for C in (37, 40)]  # the CUDA kernel takes rows of 37 one by one, of 40 in packs
 
 
 def make_inputs(T, *, B=1, C=37, K=4, dtype=torch.float32, layout=dense, seed=0):
@@ -28,9 +31,9 @@ def make_inputs(T, *, B=1, C=37, K=4, dtype=torch.float32, layout=dense, seed=0)
     return x, layout(randn(C, K, dtype=dtype, seed=seed + 1)), randn(C, dtype=dtype, seed=seed + 2)
 
 
-def check(*args, dtype, **kwargs):
+def check(ops, *args, dtype, **kwargs):
     return check_against_reference(
-        F.causal_conv1d, reference.causal_conv1d, *args, dtype=dtype, names=("out", "final_state"),
+        ops.causal_conv1d, reference.causal_conv1d, *args, dtype=dtype, names=("out", "final_state"),
         return_final_state=True, **kwargs,
     )  # fmt: skip
 
@@ -38,78 +41,127 @@ def check(*args, dtype, **kwargs):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("K", range(1, 9), ids=lambda k: f"K{k}")
-def test_matches_reference(K, layout, dtype):
-    x, weight, bias = make_inputs(70, B=2, K=K, dtype=dtype, layout=layout)
-    state = layout(randn(2, K - 1, 37, dtype=dtype, seed=5)) if K > 1 else None
-    check(x, weight, bias, dtype=dtype, initial_state=state)
+@pytest.mark.parametrize("C", WIDTHS)
+def test_matches_reference(ops, C, K, layout, dtype):
+    x, weight, bias = make_inputs(70, B=2, C=C, K=K, dtype=dtype, layout=layout)
+    state = layout(randn(2, K - 1, C, dtype=dtype, seed=5)) if K > 1 else None
+    check(ops, x, weight, bias, dtype=dtype, initial_state=state)
 
 
+@pytest.mark.parametrize("K", [2, 3, 4, 5])
+def test_strided_input_beside_a_contiguous_filter(ops, K):
+    x, weight, bias = make_inputs(70, B=2, C=40, K=K)
+    state = randn(2, K - 1, 40, seed=5)
+    check(ops, strided(x), weight, bias, dtype=torch.float32, initial_state=strided(state))
+    check(ops, x, weight, bias, dtype=torch.float32, initial_state=unaligned(state))
+
+
+@pytest.mark.parametrize("K", [4, 5])
+@pytest.mark.parametrize("C", WIDTHS)
 @pytest.mark.parametrize("activation", ["silu", None])
 @pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no-bias"])
-def test_activation_and_bias(activation, with_bias):
-    x, weight, bias = make_inputs(20)
-    check(x, weight, bias if with_bias else None, dtype=torch.float32, activation=activation)
+def test_activation_and_bias(ops, activation, with_bias, C, K):
+    x, weight, bias = make_inputs(20, C=C, K=K)
+    check(ops, x, weight, bias if with_bias else None, dtype=torch.float32, activation=activation)
 
 
 @pytest.mark.parametrize("T", [0, 1, 2, 3, 4, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK])
 @pytest.mark.parametrize("C", [1, 7, 8, 9, 15, 16, 17, 64], ids=lambda c: f"C{c}")
-def test_sizes_around_chunks_and_vectors(T, C):
-    check(*make_inputs(T, B=2, C=C), dtype=torch.float32)
+def test_sizes_around_chunks_and_vectors(ops, T, C):
+    check(ops, *make_inputs(T, B=2, C=C), dtype=torch.float32)
 
 
 @pytest.mark.parametrize("K", [1, 2, 4, 8], ids=lambda k: f"K{k}")
-def test_split_anywhere_equals_whole(K):
-    x, weight, bias = make_inputs(12, K=K)
-    whole, last = F.causal_conv1d(x, weight, bias, return_final_state=True)
+@pytest.mark.parametrize("C", WIDTHS)
+def test_split_anywhere_equals_whole(ops, C, K):
+    x, weight, bias = make_inputs(12, C=C, K=K)
+    whole, last = ops.causal_conv1d(x, weight, bias, return_final_state=True)
     for cut in range(13):
-        head, state = F.causal_conv1d(x[:, :cut], weight, bias, return_final_state=True)
-        tail, state = F.causal_conv1d(x[:, cut:], weight, bias, initial_state=state, return_final_state=True)
+        head, state = ops.causal_conv1d(x[:, :cut], weight, bias, return_final_state=True)
+        tail, state = ops.causal_conv1d(x[:, cut:], weight, bias, initial_state=state, return_final_state=True)
         assert torch.equal(torch.cat([head, tail], 1), whole) and torch.equal(state, last)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("with_state", [True, False], ids=["state", "no-state"])
-def test_packed_matches_reference(with_state, layout, dtype):
-    x, weight, bias = make_inputs(80, dtype=dtype, layout=layout)  # 6 rows belong to no sequence
-    state = layout(randn(5, 3, 37, dtype=dtype, seed=7)) if with_state else None
-    out, _ = check(x, weight, bias, dtype=dtype, initial_state=state, cu_seqlens=cu_seqlens(33, 0, 1, 2, 38))
+@pytest.mark.parametrize("C", WIDTHS)
+def test_packed_matches_reference(ops, C, with_state, layout, dtype):
+    x, weight, bias = make_inputs(80, C=C, dtype=dtype, layout=layout)  # 6 rows belong to no sequence
+    state = layout(randn(5, 3, C, dtype=dtype, seed=7)) if with_state else None
+    out, _ = check(ops, x, weight, bias, dtype=dtype, initial_state=state, cu_seqlens=cu_seqlens(33, 0, 1, 2, 38))
     assert (out[:, 74:] == 0).all()
 
 
-def test_packed_equals_singles_bitwise():
+PACKINGS = [
+    (),
+    (0,),
+    (0, 0, 5),
+    (CHUNK, CHUNK),
+    (2 * CHUNK, 0),
+    (CHUNK - 1, 1, 0, CHUNK + 1),
+    (1,) * 40,
+    (0,) * 9 + (3,),
+]
+
+
+@pytest.mark.parametrize("tail", [0, 1, CHUNK])
+@pytest.mark.parametrize("lengths", PACKINGS, ids=lambda lengths: "-".join(map(str, lengths[:10])))
+def test_packings(ops, lengths, tail):
+    x, weight, bias = make_inputs(sum(lengths) + tail, C=8)
+    state = randn(len(lengths), 3, 8, seed=7)
+    out, _ = check(ops, x, weight, bias, dtype=torch.float32, initial_state=state, cu_seqlens=cu_seqlens(*lengths))
+    assert (out[:, sum(lengths) :] == 0).all()
+
+
+@pytest.mark.parametrize("C", WIDTHS)
+def test_packed_equals_singles_bitwise(ops, C):
     lengths = (33, 0, 1, 2, 44)
-    x, weight, bias = make_inputs(80)
-    states, starts = randn(5, 3, 37, seed=7), cu_seqlens(*lengths)
-    packed, last = F.causal_conv1d(x, weight, bias, initial_state=states, cu_seqlens=starts, return_final_state=True)
+    x, weight, bias = make_inputs(80, C=C)
+    states, starts = randn(5, 3, C, seed=7), cu_seqlens(*lengths)
+    packed, last = ops.causal_conv1d(x, weight, bias, initial_state=states, cu_seqlens=starts, return_final_state=True)
     for i in range(len(lengths)):
         rows = slice(*starts[i : i + 2].tolist())
-        single = F.causal_conv1d(x[:, rows], weight, bias, initial_state=states[i : i + 1], return_final_state=True)
+        single = ops.causal_conv1d(x[:, rows], weight, bias, initial_state=states[i : i + 1], return_final_state=True)
         assert torch.equal(packed[:, rows], single[0]) and torch.equal(last[i : i + 1], single[1])
     assert torch.equal(last[1], states[1])  # the empty sequence
 
 
-def test_neighbours_do_not_matter():
-    x, weight, bias = make_inputs(40)
-    clean = F.causal_conv1d(x[:, :15], weight, bias)
+@pytest.mark.parametrize("C", WIDTHS)
+def test_neighbours_do_not_matter(ops, C):
+    x, weight, bias = make_inputs(40, C=C)
+    clean = ops.causal_conv1d(x[:, :15], weight, bias)
     x[:, 15:] = float("nan")
-    assert torch.equal(F.causal_conv1d(x, weight, bias, cu_seqlens=cu_seqlens(15, 25))[:, :15], clean)
+    assert torch.equal(ops.causal_conv1d(x, weight, bias, cu_seqlens=cu_seqlens(15, 25))[:, :15], clean)
 
 
-def test_float32_parameters_beside_bfloat16():
-    x, _, _ = make_inputs(20, dtype=torch.bfloat16)
-    weight, bias = randn(37, 4, seed=1), randn(37, seed=2)
-    out = F.causal_conv1d(x, weight, bias)
+@pytest.mark.parametrize("K", [3, 4, 5])
+@pytest.mark.parametrize("C", WIDTHS)
+def test_float32_parameters_beside_bfloat16(ops, C, K):
+    x, _, _ = make_inputs(20, C=C, dtype=torch.bfloat16)
+    weight, bias = randn(C, K, seed=1), randn(C, seed=2)
+    out = ops.causal_conv1d(x, weight, bias)
     exact = reference.causal_conv1d(x.double(), weight.double(), bias.double())
     assert out.dtype == torch.bfloat16
     assert ((out.double() - exact).abs() <= 2**-8 * exact.abs() + 1e-6).all()
 
 
+@pytest.mark.parametrize("K", [3, 4])
+@pytest.mark.parametrize("C", WIDTHS)
+def test_float32_parameters_beside_float64(ops, C, K):
+    x, weight, bias = make_inputs(20, C=C, K=K)
+    out = ops.causal_conv1d(x.double(), weight, bias)
+    exact = reference.causal_conv1d(x.double(), weight.double(), bias.double())
+    torch.testing.assert_close(out, exact, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("K", [2, 4, 5])
+@pytest.mark.parametrize("C", WIDTHS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
-def test_nan_and_inf_reach_what_sees_them(value):
-    x, weight, bias = make_inputs(20)
+def test_nan_and_inf_reach_what_sees_them(ops, value, C, K):
+    x, weight, bias = make_inputs(20, C=C, K=K)
     x[0, 7, 5] = value
-    check(x, weight.abs(), bias, dtype=torch.float32)
+    check(ops, x, weight.abs(), bias, dtype=torch.float32)
 
 
 def test_threads_do_not_change_bits():

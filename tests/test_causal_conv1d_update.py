@@ -8,12 +8,24 @@ import torch
 import python_reference as reference
 from hymba_ops import functional as F
 
-from kernel_cases import DTYPES, LAYOUTS, assert_threads_do_not_matter, bad_input, dense, randn
+from kernel_cases import (
+    DEVICE,
+    DTYPES,
+    LAYOUTS,
+    assert_threads_do_not_matter,
+    bad_input,
+    dense,
+    randn,
+    strided,
+    unaligned,
+)
 from tolerance import assert_close, to_float64
+
+WIDTHS = [pytest.param(C, id=f"C{C}") for C in (37, 40)]  # the CUDA kernel takes rows of 37 one by one, of 40 in packs
 
 
 def slots(*values):
-    return torch.tensor(values, dtype=torch.int32)
+    return torch.tensor(values, dtype=torch.int32, device=DEVICE)
 
 
 def make_inputs(n, *, B=3, C=37, K=4, rows=None, dtype=torch.float32, layout=dense):
@@ -22,10 +34,10 @@ def make_inputs(n, *, B=3, C=37, K=4, rows=None, dtype=torch.float32, layout=den
     return layout(x), state, layout(randn(C, K, dtype=dtype, seed=2)), randn(C, dtype=dtype, seed=3)
 
 
-def check(x, state, weight, bias, *, dtype, **kwargs):
+def check(ops, x, state, weight, bias, *, dtype, **kwargs):
     states = [state, state.clone(), state.double().clone()]
     inputs = (weight, bias)
-    actual = F.causal_conv1d_update(x, states[0], *inputs, **kwargs)
+    actual = ops.causal_conv1d_update(x, states[0], *inputs, **kwargs)
     plain = reference.causal_conv1d_update(x, states[1], *inputs, **kwargs)
     exact = reference.causal_conv1d_update(x.double(), states[2], *to_float64(inputs), **kwargs)
     assert_close(actual, plain, exact, dtype=dtype)
@@ -36,36 +48,65 @@ def check(x, state, weight, bias, *, dtype, **kwargs):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("K", range(1, 9), ids=lambda k: f"K{k}")
-@pytest.mark.parametrize("n", [None, 1, 2, 5, 16], ids=lambda n: f"n{n}")
-def test_matches_reference(n, K, layout, dtype):
-    check(*make_inputs(n, K=K, dtype=dtype, layout=layout), dtype=dtype)
+@pytest.mark.parametrize("n", [None, 5, 16], ids=lambda n: f"n{n}")
+@pytest.mark.parametrize("C", WIDTHS)
+def test_matches_reference(ops, C, n, K, layout, dtype):
+    check(ops, *make_inputs(n, C=C, K=K, dtype=dtype, layout=layout), dtype=dtype)
+
+
+@pytest.mark.parametrize("K", [1, 3, 4, 8])
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+@pytest.mark.parametrize("C", WIDTHS)
+def test_few_tokens(ops, C, n, K):
+    check(ops, *make_inputs(n, C=C, K=K), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("K", [3, 4, 5])
+@pytest.mark.parametrize("C", WIDTHS)
+def test_float32_parameters(ops, C, K, dtype):
+    x, state, weight, bias = make_inputs(2, C=C, K=K, dtype=dtype)
+    check(ops, x, state, weight.float(), bias.float(), dtype=dtype)
+
+
+@pytest.mark.parametrize("K", [2, 3, 4, 5])
+def test_strided_input_beside_a_contiguous_filter(ops, K):
+    x, state, weight, bias = make_inputs(5, C=40, K=K)
+    check(ops, strided(x), strided(state), weight, bias, dtype=torch.float32)
+    check(ops, x, unaligned(state), weight, bias, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("C", [1, 7, 8, 16, 17, 1023, 1024, 1025], ids=lambda c: f"C{c}")
-def test_sizes_around_blocks_and_vectors(C):
-    check(*make_inputs(2, C=C), dtype=torch.float32)
+def test_sizes_around_blocks_and_vectors(ops, C):
+    check(ops, *make_inputs(2, C=C), dtype=torch.float32)
 
 
+@pytest.mark.parametrize("K", [4, 5])
+@pytest.mark.parametrize("C", WIDTHS)
 @pytest.mark.parametrize("activation", ["silu", None])
-def test_activation(activation):
-    x, state, weight, _ = make_inputs(2)
-    check(x, state, weight, None, dtype=torch.float32, activation=activation)
+def test_activation(ops, activation, C, K):
+    x, state, weight, _ = make_inputs(2, C=C, K=K)
+    check(ops, x, state, weight, None, dtype=torch.float32, activation=activation)
 
 
 @pytest.mark.parametrize("n", [1, 3, 16])
-def test_steps_equal_the_whole_convolution(n):
-    _, _, weight, bias = make_inputs(1)
-    x, state = randn(3, 48, 37), torch.zeros(3, 3, 37)
-    steps = [F.causal_conv1d_update(chunk, state, weight, bias) for chunk in x.split(n, dim=1)]
-    whole, final_state = F.causal_conv1d(x, weight, bias, return_final_state=True)
+@pytest.mark.parametrize("C", WIDTHS)
+def test_steps_equal_the_whole_convolution(ops, C, n):
+    _, _, weight, bias = make_inputs(1, C=C)
+    x, state = randn(3, 48, C), randn(3, 3, C, scale=0)
+    steps = [ops.causal_conv1d_update(chunk, state, weight, bias) for chunk in x.split(n, dim=1)]
+    whole, final_state = ops.causal_conv1d(x, weight, bias, return_final_state=True)
     assert torch.equal(torch.cat(steps, 1), whole) and torch.equal(state, final_state)
 
 
-def test_slots_and_padding():
-    x, state, weight, bias = make_inputs(2, B=4, rows=7)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("n", [None, 2, 5])
+@pytest.mark.parametrize("C", WIDTHS)
+def test_slots_and_padding(ops, C, n, layout):
+    x, state, weight, bias = make_inputs(n, B=4, C=C, rows=7, layout=layout)
     before = state.clone()
     out, state = check(
-        x, state, weight, bias, dtype=torch.float32, slots_in=slots(5, -1, 0, 2), slots_out=slots(5, 3, 1, -1)
+        ops, x, state, weight, bias, dtype=torch.float32, slots_in=slots(5, -1, 0, 2), slots_out=slots(5, 3, 1, -1)
     )
     assert (out[[1, 3]] == 0).all() and not (out[[0, 2]] == 0).all()
     untouched = [0, 2, 3, 4, 6]
@@ -73,19 +114,19 @@ def test_slots_and_padding():
     assert not torch.equal(state[5], before[5]) and not torch.equal(state[1], before[1])
 
 
-def test_fork_one_slot_into_two():
+def test_fork_one_slot_into_two(ops):
     x, state, weight, bias = make_inputs(1, B=2, rows=4)
-    check(x, state, weight, bias, dtype=torch.float32, slots_in=slots(0, 0), slots_out=slots(2, 3))
+    check(ops, x, state, weight, bias, dtype=torch.float32, slots_in=slots(0, 0), slots_out=slots(2, 3))
 
 
-def test_only_slots_out():
+def test_only_slots_out(ops):
     x, state, weight, bias = make_inputs(1, B=2, rows=4)
-    check(x, state, weight, bias, dtype=torch.float32, slots_out=slots(2, 3))
+    check(ops, x, state, weight, bias, dtype=torch.float32, slots_out=slots(2, 3))
 
 
-def test_empty_batch():
+def test_empty_batch(ops):
     x, state, weight, bias = make_inputs(2, B=0, rows=3)
-    out = F.causal_conv1d_update(x, state, weight, bias, slots_in=slots())
+    out = ops.causal_conv1d_update(x, state, weight, bias, slots_in=slots())
     assert out.shape == (0, 2, 37)
 
 

@@ -8,42 +8,92 @@ import torch
 import python_reference as reference
 from hymba_ops import functional as F
 
-from kernel_cases import DTYPES, LAYOUTS, assert_compiles_once, assert_threads_do_not_matter, bad_input, randn
+from kernel_cases import (
+    DEVICE,
+    DTYPES,
+    LAYOUTS,
+    assert_compiles_once,
+    assert_threads_do_not_matter,
+    bad_input,
+    randn,
+    strided,
+    unaligned,
+)
 from tolerance import check_against_reference
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("D", [1, 3, 7, 8, 9, 15, 16, 17, 33, 100, 1600], ids=lambda d: f"D{d}")
-def test_matches_reference(D, layout, dtype):
+def test_matches_reference(ops, D, layout, dtype):
     x, weight = layout(randn(2, 3, D, dtype=dtype)), randn(D, dtype=dtype, seed=1)
-    check_against_reference(F.rms_norm, reference.rms_norm, x, weight, dtype=dtype)
+    check_against_reference(ops.rms_norm, reference.rms_norm, x, weight, dtype=dtype)
+
+
+# csrc/cuda/rms_norm.cu: rows of up to 128 bytes take 8 lanes, 32 of them a block; up to 1,024 a warp, 8 a block; wider
+# ones a block of 256 threads, 16 bytes each at once.
+@pytest.mark.parametrize("rows", [31, 32, 33], ids=lambda n: f"rows{n}")
+@pytest.mark.parametrize("D", [31, 32, 33, 255, 256, 257], ids=lambda d: f"D{d}")
+def test_rows_around_blocks(ops, D, rows):
+    check_against_reference(ops.rms_norm, reference.rms_norm, randn(rows, D), randn(D, seed=1), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("D", [2047, 2048, 2049, 4096], ids=lambda d: f"D{d}")
+def test_wide_rows(ops, D):
+    x, weight = randn(2, D, dtype=torch.bfloat16), randn(D, dtype=torch.bfloat16, seed=1)
+    check_against_reference(ops.rms_norm, reference.rms_norm, x, weight, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("D", [16, 100, 1600], ids=lambda d: f"D{d}")
+def test_layouts_and_neighbours_do_not_change_bits(ops, D, dtype):
+    x, weight = randn(9, D, dtype=dtype), randn(D, dtype=dtype, seed=1)
+    out = ops.rms_norm(x, weight)
+    for other in (strided(x), unaligned(x)):
+        assert torch.equal(ops.rms_norm(other, weight), out)
+    assert torch.equal(ops.rms_norm(x[3:5], weight), out[3:5])
 
 
 @pytest.mark.parametrize("shape", [(40,), (7, 40), (2, 3, 4, 40), (0, 40)], ids=str)
-def test_ranks(shape):
-    check_against_reference(F.rms_norm, reference.rms_norm, randn(*shape), randn(40, seed=1), dtype=torch.float32)
+def test_ranks(ops, shape):
+    check_against_reference(ops.rms_norm, reference.rms_norm, randn(*shape), randn(40, seed=1), dtype=torch.float32)
 
 
-def test_heads_of_a_wider_projection():
+def test_heads_of_a_wider_projection(ops):
     """q as a slice [B, T, H, D] of in_proj's output, as kq_norm reads it."""
     q = randn(2, 5, 200)[..., 16:144].unflatten(-1, (8, 16))
-    check_against_reference(F.rms_norm, reference.rms_norm, q, randn(16, seed=1), dtype=torch.float32, eps=1e-3)
+    check_against_reference(ops.rms_norm, reference.rms_norm, q, randn(16, seed=1), dtype=torch.float32, eps=1e-3)
 
 
-def test_float32_weight_beside_bfloat16():
-    x, weight = randn(3, 40, dtype=torch.bfloat16), randn(40, seed=1)
-    out = F.rms_norm(x, weight)
+def test_parts_of_x_proj(ops):
+    """dt, B and C as the SSM branch norms them: 100, 16 and 16 of 132 columns, aligned to 8 bytes but not to 16."""
+    columns = randn(2, 5, 132, dtype=torch.bfloat16)
+    for x in columns.split([100, 16, 16], dim=-1):
+        weight = randn(x.shape[-1], dtype=torch.bfloat16, seed=1)
+        check_against_reference(ops.rms_norm, reference.rms_norm, x, weight, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("D", [16, 40, 100, 1600], ids=lambda d: f"D{d}")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_float32_weight_beside_bfloat16(ops, layout, D):
+    x, weight = layout(randn(3, D, dtype=torch.bfloat16)), randn(D, seed=1)
+    out = ops.rms_norm(x, weight)
     exact = reference.rms_norm(x.double(), weight.double())
     assert out.dtype == torch.bfloat16
     assert ((out.double() - exact).abs() <= 2**-8 * exact.abs() + 1e-6).all()
 
 
+@pytest.mark.parametrize("eps", [0.0, 1e-6, 0.5])
+def test_eps(ops, eps):
+    x, weight = randn(3, 40), randn(40, seed=1)
+    check_against_reference(ops.rms_norm, reference.rms_norm, x, weight, dtype=torch.float32, eps=eps)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30], ids=str)
-def test_special_values(value):
+def test_special_values(ops, value):
     x = randn(3, 40)
     x[1, 7] = value
-    check_against_reference(F.rms_norm, reference.rms_norm, x, randn(40, seed=1), dtype=torch.float32)
+    check_against_reference(ops.rms_norm, reference.rms_norm, x, randn(40, seed=1), dtype=torch.float32)
 
 
 def test_threads_do_not_change_bits():
@@ -78,6 +128,7 @@ BAD_INPUTS = [
 ]
 
 
+@pytest.mark.skipif(DEVICE != "cpu", reason="the cases hold CPU tensors")
 @pytest.mark.parametrize("change,error,message", BAD_INPUTS)
 def test_bad_input_is_refused(change, error, message):
     arguments = {"x": torch.zeros(2, 8), "weight": torch.zeros(8), **change}

@@ -352,7 +352,7 @@ def test_plans_find_loops_by_work():
     with pytest.raises(ValueError, match="L1 of roles has no HMMA"):
         rounds(roles, inner, "HMMA", 1)
     plan = Plan({inner: 7.0}, ((4, inner), (4, None)))
-    assert plan.by_id() == ({"L1": 7.0}, ((4, "L1"), (4, REST)))
+    assert plan.launch_options() == {"trips": {"L1": 7.0}, "roles": ((4, "L1"), (4, REST)), "weights": {}}
 
 
 # ---- simulation ----

@@ -139,9 +139,8 @@ def main_loop(model: KernelModel) -> tuple[int, float, str] | None:
 
 def predict_workload(model: KernelModel, workload: Workload, threads: int, shared: int) -> Prediction:
     model = KernelModel(model.kernel, Assumptions(broadcast_shared_loads=workload.broadcast_shared_loads), model.card)
-    trips, roles = workload.plan(model).by_id()
-    launch = Launch(threads, shared, workload.blocks, trips, roles, device_bytes=workload.device_bytes)
-    return predict(model, launch)
+    options = workload.plan(model).launch_options()
+    return predict(model, Launch(threads, shared, workload.blocks, device_bytes=workload.device_bytes, **options))
 
 
 def budgets_table(rows: list[Row]) -> list[str]:

@@ -30,4 +30,18 @@ void launch(const Tensor& like, const Params& params, void (*cpu_kernel)(const P
   check_cuda(cuda_launch(params, current_cuda_stream(like.get_device_index())));
 }
 
+// The same for an op whose CUDA kernels share a workspace, as large as `workspace_bytes` says.
+template <class Params>
+void launch(const Tensor& like, Params params, void (*cpu_kernel)(const Params&),
+            std::type_identity_t<int (*)(const Params&, void*)> cuda_launch,
+            std::type_identity_t<size_t (*)(const Params&)> workspace_bytes) {
+  std::optional<Tensor> workspace;  // lives until the launch; the allocator then keeps it for this stream
+  if (!like.is_cpu() && workspace_bytes != nullptr) {
+    const auto bytes = static_cast<int64_t>(workspace_bytes(params));
+    workspace = new_tensor(like, {bytes}, torch::headeronly::ScalarType::Byte);
+    params.workspace = workspace->mutable_data_ptr();
+  }
+  launch(like, static_cast<const Params&>(params), cpu_kernel, cuda_launch);
+}
+
 }  // namespace hymba

@@ -63,12 +63,12 @@ inline Tensor new_zeros(const Tensor& t, std::initializer_list<int64_t> sizes,
 inline Tensor new_like(const Tensor& t) {
   return new_tensor(t, t.sizes());
 }
-// out = x @ weight.T by torch's GEMM: x [rows, K], weight [O, K], out [rows, O]. The out= form, which
-// autocast leaves alone: an op's result has its inputs' dtype.
-inline void linear_out(const Tensor& out, const Tensor& x, const Tensor& weight) {
+// out = x @ weight.T + bias by torch's library: x [rows, K], weight [O, K], out [rows, O]. The out= form,
+// which autocast leaves alone: an op's result has its inputs' dtype.
+inline void linear_out(const Tensor& out, const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
   using torch::stable::detail::from;
-  std::array<StableIValue, 3> stack{from(x), from(torch::stable::transpose(weight, 0, 1)), from(out)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  std::array<StableIValue, 4> stack{from(x), from(weight), from(bias), from(out)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "out", stack.data(), TORCH_ABI_VERSION));
   torch::stable::detail::to<Tensor>(stack[0]);  // takes over the returned reference
 }
 // float64 beside float64, else float32

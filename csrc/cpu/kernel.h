@@ -36,9 +36,6 @@ constexpr int64_t kElementsPerItem = 16384;
 constexpr int64_t round_up(int64_t x, int64_t multiple) {
   return (x + multiple - 1) / multiple * multiple;
 }
-constexpr int64_t divide_up(int64_t x, int64_t y) {
-  return (x + y - 1) / y;
-}
 HYMBA_INLINE int64_t at_most(int64_t x, int64_t limit) {
   return x < limit ? x : limit;
 }

@@ -281,7 +281,7 @@ static void run_epilogue(const LinearEpilogueParams& p) {
     for (int64_t row = item * rows_per_item; row < last; ++row) {
       T* out = static_cast<T*>(p.out) + row * p.outputs;
       const T* gate = p.gate ? static_cast<const T*>(p.gate) + row * p.outputs : nullptr;
-      const Epilogue<T> epilogue(p.bias, p.residual, row);
+      const Epilogue<T> epilogue(nullptr, p.residual, row);
       for (int64_t o = 0; o < p.outputs; o += lanes) {
         const int64_t n = at_most(p.outputs - o, lanes);
         auto value = load_n(out + o, n);

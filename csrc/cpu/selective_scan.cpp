@@ -133,9 +133,7 @@ class Scan {
 
   // Of a sequence's token `offset`, a multiple of the interval.
   C* checkpoint(int64_t s, int64_t offset) const {
-    const bool packed = p_.sequences.cu_seqlens != nullptr;
-    const int64_t first = packed ? sequence_at(p_.sequences, s).begin / kCheckpointInterval + s
-                                 : s * divide_up(in_.tokens, kCheckpointInterval);
+    const int64_t first = first_checkpoint(p_.sequences, s, sequence_at(p_.sequences, s).begin);
     return static_cast<C*>(p_.checkpoints) + (first + offset / kCheckpointInterval) * state_size_;
   }
 

@@ -30,16 +30,15 @@ __device__ __forceinline__ float softplus(float x) {
   q = q * u + 0.333190978f;
   q = q * u - 0.499994934f;
   q = q * u + 0.99999994f;
-  return (x < 0.0f ? 0.0f : x) + u * q;  // NaN stays NaN
+  return fmaxf(x, 0.0f) + u * q;  // NaN stays NaN, in u
 }
 __device__ __forceinline__ double softplus(double x) {
   return (x < 0.0 ? 0.0 : x) + log1p(exp_minus_abs(x));
 }
 
-// x sigmoid(x), with e^-|x| on either side of 0, so that nothing overflows.
+// x sigmoid(x). Where e^-x overflows, 0 stands for a result below 1e-36.
 __device__ __forceinline__ float silu(float x) {
-  const float u = exp_minus_abs(x);
-  return (x < 0.0f ? x * u : x) * reciprocal_approx(u + 1.0f);
+  return x * reciprocal_approx(1.0f + exp2_approx(-kLog2E * x));
 }
 __device__ __forceinline__ double silu(double x) {
   const double u = exp_minus_abs(x);

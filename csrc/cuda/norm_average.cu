@@ -4,61 +4,14 @@
 // Rows and weights are read in 16-byte packs where base and strides allow, else element by element.
 #include "ops/norm_average.h"
 
-#include "core/dtype.h"
-#include "cuda/device.cuh"
-#include "cuda/primitives/math.cuh"
-#include "cuda/primitives/memory.cuh"
 #include "cuda/primitives/warp.cuh"
+#include "cuda/row_chunks.cuh"
 
 namespace hymba::cuda {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
-
-template <class T>
-using Values = compute_t<T>[kPackCount<T>];
-
-// kPackCount<T> elements of global memory as compute values; elements from `left` on are zero. `S` is T, or
-// float for weights in float32, which then take two packs.
-template <class T, bool kPacks, class S>
-__device__ __forceinline__ void load_values(Values<T>& out, const S* p, int64_t left) {
-  constexpr int kCount = kPackCount<T>, kPart = kPackCount<S> < kCount ? kPackCount<S> : kCount;
-  if constexpr (kPacks) {
-#pragma unroll
-    for (int part = 0; part < kCount; part += kPart) {
-      const auto pack = load_constant<kPart>(p + part);
-#pragma unroll
-      for (int i = 0; i < kPart; ++i) out[part + i] = widen(pack[i]);
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) out[i] = i < left ? compute_t<T>(widen(p[i])) : compute_t<T>(0);
-  }
-}
-
-template <class T, bool kPacks>
-__device__ __forceinline__ void load_weights(Values<T>& out, const void* weight, bool is_f32, int64_t d,
-                                             int64_t left) {
-  if (is_f32) {
-    load_values<T, kPacks>(out, static_cast<const float*>(weight) + d, left);
-  } else {
-    load_values<T, kPacks>(out, static_cast<const T*>(weight) + d, left);
-  }
-}
-
-template <class T, bool kPacks>
-__device__ __forceinline__ void store_values(T* p, const Values<T>& values, int64_t left) {
-  constexpr int kCount = kPackCount<T>;
-  const Pack<T, kCount> rounded = narrow<T>(values);
-  if constexpr (kPacks) {
-    store(p, rounded);
-  } else {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i)
-      if (i < left) p[i] = rounded[i];
-  }
-}
 
 // kPacks: every row and weight can be read in packs, and a row is a whole number of them.
 template <class T, bool kPacks>
@@ -74,9 +27,9 @@ __global__ void __launch_bounds__(kThreads) norm_average_kernel(NormAverageParam
 
   C attn_squares = 0, ssm_squares = 0;
   for (int64_t d = threadIdx.x * kCount; d < p.dim; d += kThreads * kCount) {
-    Values<T> a, s;
-    load_values<T, kPacks>(a, attn + d, p.dim - d);
-    load_values<T, kPacks>(s, ssm + d, p.dim - d);
+    C a[kCount], s[kCount];
+    load_chunk<kPacks>(a, attn + d, p.dim - d);
+    load_chunk<kPacks>(s, ssm + d, p.dim - d);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       attn_squares += a[i] * a[i];
@@ -88,35 +41,25 @@ __global__ void __launch_bounds__(kThreads) norm_average_kernel(NormAverageParam
   const C attn_scale = C(0.5) / sqrt(attn_mean + C(p.eps)), ssm_scale = C(0.5) / sqrt(ssm_mean + C(p.eps));
 
   for (int64_t d = threadIdx.x * kCount; d < p.dim; d += kThreads * kCount) {
-    Values<T> a, s, attn_weight, ssm_weight;
+    C a[kCount], s[kCount], attn_weight[kCount], ssm_weight[kCount];
     const int64_t left = p.dim - d;
-    load_values<T, kPacks>(a, attn + d, left);
-    load_values<T, kPacks>(s, ssm + d, left);
-    load_weights<T, kPacks>(attn_weight, p.attn_weight, p.attn_weight_is_f32, d, left);
-    load_weights<T, kPacks>(ssm_weight, p.ssm_weight, p.ssm_weight_is_f32, d, left);
+    load_chunk<kPacks>(a, attn + d, left);
+    load_chunk<kPacks>(s, ssm + d, left);
+    load_weights<kPacks, T>(attn_weight, p.attn_weight, p.attn_weight_is_f32, d, left);
+    load_weights<kPacks, T>(ssm_weight, p.ssm_weight, p.ssm_weight_is_f32, d, left);
 #pragma unroll
     for (int i = 0; i < kCount; ++i)
       a[i] = a[i] * attn_scale * attn_weight[i] + s[i] * ssm_scale * ssm_weight[i];
-    store_values<T, kPacks>(out + d, a, left);
+    store_chunk<kPacks>(out + d, a, left);
   }
-}
-
-template <class T>
-bool rows_in_packs(const RowView& rows) {
-  bool ok = packs_aligned<kPackCount<T>>(static_cast<const T*>(rows.data));
-  for (int64_t stride : rows.stride) ok = ok && stride % kPackCount<T> == 0;
-  return ok;
-}
-
-bool weight_in_packs(const void* weight) {
-  return reinterpret_cast<uintptr_t>(weight) % 16 == 0;
 }
 
 template <class T>
 int launch_rows(const NormAverageParams& p, void* stream) {
   const LaunchShape shape{static_cast<unsigned>(p.rows), kThreads};
-  const bool packs = rows_in_packs<T>(p.attn) && rows_in_packs<T>(p.ssm) && weight_in_packs(p.attn_weight) &&
-                     weight_in_packs(p.ssm_weight) && p.dim % kPackCount<T> == 0;
+  const bool packs = rows_in_packs<T, kPackCount<T>>(p.attn) && rows_in_packs<T, kPackCount<T>>(p.ssm) &&
+                     weight_in_packs(p.attn_weight) && weight_in_packs(p.ssm_weight) &&
+                     p.dim % kPackCount<T> == 0;
   return packs ? launch_kernel(norm_average_kernel<T, true>, shape, stream, p)
                : launch_kernel(norm_average_kernel<T, false>, shape, stream, p);
 }

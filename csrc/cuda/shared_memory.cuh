@@ -26,7 +26,11 @@ class SharedCarver {
   __host__ __device__ T* take(int64_t count, size_t alignment = 16) {
     const size_t begin = (bytes_ + alignment - 1) / alignment * alignment;
     bytes_ = begin + static_cast<size_t>(count) * sizeof(T);
+#ifdef __CUDA_ARCH__
+    T* array = reinterpret_cast<T*>(base_ + begin);  // a choice would hide that it is shared memory
+#else
     T* array = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + begin);
+#endif
 #ifndef __CUDACC__
     const size_t end = bytes_;
     bytes_ = (end + emulator::kRedZoneBytes + 15) / 16 * 16;

@@ -33,7 +33,7 @@ std::tuple<Tensor, Tensor> causal_conv1d(const Tensor& x, const Tensor& weight, 
       .batch = x.size(0),
       .dtype = dtype_of(x),
   };
-  if (C > 0) launch(x, params, cpu::causal_conv1d);
+  if (C > 0) launch(x, params, cpu::causal_conv1d, HYMBA_CUDA(cuda::causal_conv1d));
   return {out, final_state};
 }
 

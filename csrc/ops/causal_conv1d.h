@@ -34,6 +34,11 @@ struct CausalConv1dParams {
   DType dtype;  // of x, states and out
 };
 
+namespace cuda {
+// Launches on `stream` (a cudaStream_t) of the current device; returns a cudaError_t.
+int causal_conv1d(const CausalConv1dParams& params, void* stream);
+}  // namespace cuda
+
 }  // namespace hymba
 
 HYMBA_CPU_KERNEL(causal_conv1d, CausalConv1dParams)

@@ -28,7 +28,8 @@ Tensor causal_conv1d_update(const Tensor& x, Tensor state, const Tensor& weight,
       .tokens = tokens,
       .dtype = dtype_of(x),
   };
-  if (x.size(0) > 0 && filter.channels > 0) launch(x, params, cpu::causal_conv1d_update);
+  if (x.size(0) > 0 && filter.channels > 0)
+    launch(x, params, cpu::causal_conv1d_update, HYMBA_CUDA(cuda::causal_conv1d_update));
   return out;
 }
 

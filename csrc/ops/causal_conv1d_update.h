@@ -19,6 +19,11 @@ struct CausalConv1dUpdateParams {
   DType dtype;     // of x, state and out
 };
 
+namespace cuda {
+// Launches on `stream` (a cudaStream_t) of the current device; returns a cudaError_t.
+int causal_conv1d_update(const CausalConv1dUpdateParams& params, void* stream);
+}  // namespace cuda
+
 }  // namespace hymba
 
 HYMBA_CPU_KERNEL(causal_conv1d_update, CausalConv1dUpdateParams)

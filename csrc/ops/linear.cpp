@@ -44,25 +44,25 @@ static bool by_library(const Tensor& x) {
   return !x.is_cpu() || cpu::library_products(dtype_of(x));
 }
 
-// out = x weight^T by torch's GEMM, over the rows of x.
-static void library_linear(const Tensor& out, const Tensor& x, const Tensor& weight) {
+// out = x weight^T + bias by torch's library, over the rows of x.
+static void library_linear(const Tensor& out, const Tensor& x, const Tensor& weight,
+                           const OptionalTensor& bias) {
   const int64_t inner = x.size(x.dim() - 1), outputs = weight.size(0);
-  linear_out(torch::stable::view(out, {-1, outputs}), torch::stable::reshape(x, {-1, inner}), weight);
+  linear_out(torch::stable::view(out, {-1, outputs}), torch::stable::reshape(x, {-1, inner}), weight, bias);
 }
 
-static void library_epilogue(const Tensor& out, const OptionalTensor& gate, const OptionalTensor& bias,
-                             const OptionalTensor& residual) {
+// What the library's call leaves out.
+static void library_epilogue(const Tensor& out, const OptionalTensor& gate, const OptionalTensor& residual) {
   const int64_t outputs = out.size(out.dim() - 1);
   const LinearEpilogueParams params{
       .out = out.mutable_data_ptr(),
       .gate = data_or_null(gate),
-      .bias = data_or_null(bias),
       .residual = residual ? row_view(*residual) : RowView{},
       .rows = out.numel() / outputs,
       .outputs = outputs,
       .dtype = dtype_of(out),
   };
-  launch(out, params, cpu::linear_epilogue);
+  launch(out, params, cpu::linear_epilogue, HYMBA_CUDA(cuda::linear_epilogue));
 }
 
 Tensor checked_linear(const Check& check, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
@@ -79,8 +79,8 @@ Tensor checked_linear(const Check& check, const Tensor& x, const Tensor& weight,
   }
   if (out.numel() == 0) return out;
   if (by_library(x)) {
-    library_linear(out, x, weight);
-    if (bias || residual) library_epilogue(out, {}, bias, residual);
+    library_linear(out, x, weight, bias);
+    if (residual) library_epilogue(out, {}, residual);
     return out;
   }
   LinearParams params = linear_params(x, weight, out);
@@ -102,9 +102,9 @@ Tensor gated_linear(const Tensor& x, const Tensor& gate_weight, const Tensor& we
   if (out.numel() == 0) return out;
   if (by_library(x)) {
     const Tensor gate = torch::stable::empty_like(out);
-    library_linear(gate, x, gate_weight);
-    library_linear(out, x, weight);
-    library_epilogue(out, gate, {}, {});
+    library_linear(gate, x, gate_weight, {});
+    library_linear(out, x, weight, {});
+    library_epilogue(out, gate, {});
     return out;
   }
   LinearParams params = linear_params(x, weight, out);

@@ -27,16 +27,20 @@ struct LinearParams {
   DType dtype;  // of all
 };
 
-// What follows a product that the library made, in place: out = silu(gate) * out + bias + residual.
+// What follows a product that the library made, in place: out = silu(gate) * out + residual.
 struct LinearEpilogueParams {
   void* out;         // [rows, outputs], contiguous
   const void* gate;  // the same, or null
-  const void* bias;  // [outputs], or null
   RowView residual;  // [rows, outputs], or null data
   int64_t rows;
   int64_t outputs;
   DType dtype;
 };
+
+namespace cuda {
+// Launches on `stream` (a cudaStream_t) of the current device; returns a cudaError_t.
+int linear_epilogue(const LinearEpilogueParams& params, void* stream);
+}  // namespace cuda
 
 }  // namespace hymba
 

@@ -26,7 +26,7 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
       .eps = eps,
       .dtype = dtype_of(x),
   };
-  if (params.rows > 0) launch(x, params, cpu::rms_norm);
+  if (params.rows > 0) launch(x, params, cpu::rms_norm, HYMBA_CUDA(cuda::rms_norm));
   return out;
 }
 

@@ -19,6 +19,11 @@ struct RmsNormParams {
   DType dtype;  // of x and out
 };
 
+namespace cuda {
+// Launches on `stream` (a cudaStream_t) of the current device; returns a cudaError_t.
+int rms_norm(const RmsNormParams& params, void* stream);
+}  // namespace cuda
+
 }  // namespace hymba
 
 HYMBA_CPU_KERNEL(rms_norm, RmsNormParams)

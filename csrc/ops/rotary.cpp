@@ -39,7 +39,7 @@ Tensor rotary(const Tensor& x, const Tensor& positions, const Tensor& inv_freq) 
       .dim = D,
       .dtype = dtype_of(x),
   };
-  if (B * T * H > 0) launch(x, params, cpu::rotary);
+  if (B * T * H > 0) launch(x, params, cpu::rotary, HYMBA_CUDA(cuda::rotary));
   return out;
 }
 

@@ -20,6 +20,11 @@ struct RotaryParams {
   DType dtype;  // of x and out
 };
 
+namespace cuda {
+// Launches on `stream` (a cudaStream_t) of the current device; returns a cudaError_t.
+int rotary(const RotaryParams& params, void* stream);
+}  // namespace cuda
+
 }  // namespace hymba
 
 HYMBA_CPU_KERNEL(rotary, RotaryParams)

@@ -41,15 +41,18 @@ std::tuple<Tensor, Tensor, Tensor> selective_scan(const Tensor& x, const Tensor&
   const Tensor checkpoints =
       save_checkpoints ? new_checkpoints(x, cu_seqlens.has_value(), sequences, states) : empty_state(x);
   operands.out = out.mutable_data_ptr();
-  const SelectiveScanParams params{
+  SelectiveScanParams params{
       .operands = operands,
       .initial_state = tokens_view(initial_state),
       .final_state = return_final_state ? final_state.mutable_data_ptr() : nullptr,
       .checkpoints = save_checkpoints ? checkpoints.mutable_data_ptr() : nullptr,
       .sequences = {static_cast<const int32_t*>(data_or_null(cu_seqlens)), sequences, x.size(1)},
       .batch = x.size(0),
+      .workspace = nullptr,
   };
-  if (channels > 0) launch(x, params, cpu::selective_scan);
+  if (channels > 0)
+    launch(x, params, cpu::selective_scan, HYMBA_CUDA(cuda::selective_scan),
+           HYMBA_CUDA(cuda::selective_scan_workspace_bytes));
   return {out, final_state, checkpoints};
 }
 

@@ -47,7 +47,20 @@ struct SelectiveScanParams {
   void* checkpoints;
   Sequences sequences;
   int64_t batch;
+  void* workspace;  // CUDA: cuda::selective_scan_workspace_bytes(params) bytes
 };
+
+// Where the checkpoints of sequence `index`, which begins at token `begin`, start: in [C, N] states.
+HYMBA_INLINE int64_t first_checkpoint(const Sequences& sequences, int64_t index, int64_t begin) {
+  return sequences.cu_seqlens != nullptr ? begin / kCheckpointInterval + index
+                                         : index * divide_up(sequences.tokens, kCheckpointInterval);
+}
+
+namespace cuda {
+size_t selective_scan_workspace_bytes(const SelectiveScanParams& params);
+// Launches on `stream` (a cudaStream_t) of the current device; returns a cudaError_t.
+int selective_scan(const SelectiveScanParams& params, void* stream);
+}  // namespace cuda
 
 }  // namespace hymba
 

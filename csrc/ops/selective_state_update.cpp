@@ -27,7 +27,8 @@ Tensor selective_state_update(Tensor state, const Tensor& x, const Tensor& dt, c
       .slots = checked_slots(check, slots_in, slots_out, x, state),
       .batch = x.size(0),
   };
-  if (x.size(0) > 0 && operands.channels > 0) launch(x, params, cpu::selective_state_update);
+  if (x.size(0) > 0 && operands.channels > 0)
+    launch(x, params, cpu::selective_state_update, HYMBA_CUDA(cuda::selective_state_update));
   return out;
 }
 

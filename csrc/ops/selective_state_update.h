@@ -14,6 +14,11 @@ struct SelectiveStateUpdateParams {
   int64_t batch;
 };
 
+namespace cuda {
+// Launches on `stream` (a cudaStream_t) of the current device; returns a cudaError_t.
+int selective_state_update(const SelectiveStateUpdateParams& params, void* stream);
+}  // namespace cuda
+
 }  // namespace hymba
 
 HYMBA_CPU_KERNEL(selective_state_update, SelectiveStateUpdateParams)

@@ -87,19 +87,17 @@ void linear_epilogue_case(Case& c) {
                       c.choose("rows", {1, 9, 84, 300})};
   p.outputs = c.choose("O", {1, 7, 8, 17, 130, 500, 515, 1030});
   const Sizes sizes = with_last(rows, p.outputs);
-  const bool with_gate = c.maybe("gate"), with_bias = c.maybe("bias"), with_residual = c.maybe("residual");
+  const bool with_gate = c.maybe("gate"), with_residual = c.maybe("residual");
   Array& out = c.contiguous("out", p.dtype, sizes, true);
   const Array& gate = c.contiguous("gate", p.dtype, with_gate ? sizes : Sizes{0, 0, 0, p.outputs}, false);
-  const Array& bias = c.input("bias", p.dtype, {with_bias ? p.outputs : 0});
   const Array& residual = c.input("residual", p.dtype, with_residual ? sizes : Sizes{0, 0, 0, p.outputs});
-  p.out = out.data(), p.gate = gate.data(), p.bias = bias.data(), p.residual = row_view(residual);
+  p.out = out.data(), p.gate = gate.data(), p.residual = row_view(residual);
   p.rows = rows[0] * rows[1] * rows[2];
   Dense want = out.dense();
   c.run([&] { cpu::linear_epilogue(p); });
 
-  const Dense dgate = gate.dense(), dbias = bias.dense(), dresidual = residual.dense();
-  finish(want, with_gate ? &dgate : nullptr, with_bias ? &dbias : nullptr,
-         with_residual ? &dresidual : nullptr);
+  const Dense dgate = gate.dense(), dresidual = residual.dense();
+  finish(want, with_gate ? &dgate : nullptr, nullptr, with_residual ? &dresidual : nullptr);
   c.expect(out, want);
 }
 

@@ -14,6 +14,7 @@
 #define blockDim (::hymba::emulator::block_size)
 #define gridDim (::hymba::emulator::grid_size)
 
+using std::isfinite;
 using std::max;
 using std::min;
 

@@ -85,7 +85,14 @@ PYBIND11_MODULE(hymba_emulated, module) {
       });
 
   static Registry registry;
+  bind_causal_conv1d(registry);
+  bind_causal_conv1d_update(registry);
+  bind_linear(registry);
   bind_norm_average(registry);
+  bind_rms_norm(registry);
+  bind_rotary(registry);
+  bind_selective_scan(registry);
+  bind_selective_state_update(registry);
   bind_faults(registry);
   bind_probes(registry);
   py::dict functions;

@@ -28,22 +28,69 @@ class EmulatedOps:
     """`ops.norm_average(...)` and so on. An op that has no CUDA kernel yet, or none for a dtype, skips its test."""
 
     # Arguments that an op changes in place, and ops whose kernels take no float64.
-    CHANGES = {"causal_conv1d_update": {"state"}, "selective_state_update": {"state"}}
+    CHANGES = {"causal_conv1d_update": {"state"}, "linear_epilogue": {"out"}, "selective_state_update": {"state"}}
     WITHOUT_FLOAT64: set[str] = set()
 
     def __init__(self, mode: Mode):
         self._client = Client(mode)
 
+    def causal_conv1d(self, *args, **kwargs):
+        out, final_state = self._run("causal_conv1d", args, kwargs)
+        return out if final_state is None else (out, final_state)
+
+    def causal_conv1d_update(self, *args, **kwargs):
+        (out,) = self._run("causal_conv1d_update", args, kwargs)
+        return out
+
+    def gated_linear(self, x, gate_weight, weight):
+        gate, out = (torch.nn.functional.linear(x, w) for w in (gate_weight, weight))
+        return self._linear_epilogue(out, gate, None)
+
+    def linear(self, x, weight, bias=None, *, residual=None):
+        if residual is None:
+            pytest.skip("without a residual, linear is the library's product alone")
+        return self._linear_epilogue(torch.nn.functional.linear(x, weight, bias), None, residual)
+
     def norm_average(self, *args, **kwargs):
         (out,) = self._run("norm_average", args, kwargs)
         return out
 
+    def rms_norm(self, *args, **kwargs):
+        (out,) = self._run("rms_norm", args, kwargs)
+        return out
+
+    def rotary(self, *args, **kwargs):
+        (out,) = self._run("rotary", args, kwargs)
+        return out
+
+    def selective_scan(self, *args, return_final_state=False, **kwargs):
+        out, final_state, _ = self.selective_scan_outputs(
+            *args, return_final_state=return_final_state, save_checkpoints=False, **kwargs
+        )
+        return (out, final_state) if return_final_state else out
+
+    def selective_scan_outputs(self, *args, save_checkpoints, **kwargs):
+        """Output, final state and checkpoints, as the op has them."""
+        return self._run("selective_scan", args, kwargs, save_checkpoints=save_checkpoints)
+
+    def selective_state_update(self, *args, **kwargs):
+        (out,) = self._run("selective_state_update", args, kwargs)
+        return out
+
+    def _linear_epilogue(self, out, gate, residual):
+        """The product is the library's on a GPU, torch's here; behind it comes the emulated kernel."""
+        self._launch("linear_epilogue", {"out": out, "gate": gate, "residual": residual})
+        return out
+
     def _run(self, op: str, args: tuple, kwargs: dict, **replace) -> list[torch.Tensor | None]:
-        """Results of the module's function `op`, which takes the public function's arguments in order; those named in
-        `replace` are replaced."""
+        """Results of the module's function `op`, which takes the public function's arguments in order, those named in
+        `replace` replaced, and behind them what else `replace` names."""
         bound = inspect.signature(getattr(F, op)).bind(*args, **kwargs)
         bound.apply_defaults()
-        values = bound.arguments | replace
+        return self._launch(op, bound.arguments | replace)
+
+    def _launch(self, op: str, values: dict) -> list[torch.Tensor | None]:
+        """Results of the module's function `op` of the values, in order."""
         tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
         if op not in self._client.ops:
             pytest.skip(f"{op} has no CUDA kernel yet")
@@ -53,7 +100,8 @@ class EmulatedOps:
         arguments = [(name, ship(value) if name in tensors else value) for name, value in values.items()]
         results, changed = self._client.run(op, arguments, changes)
         for name, memory in changed.items():
-            memory_of(tensors[name]).copy_(torch.frombuffer(bytearray(memory), dtype=torch.uint8))
+            if memory:
+                memory_of(tensors[name]).copy_(torch.frombuffer(bytearray(memory), dtype=torch.uint8))
         return [None if result is None else unship(result) for result in results]
 
 

@@ -74,6 +74,24 @@ def _sums(group: int) -> Callable[[np.ndarray], np.ndarray]:
     return lambda x: np.repeat(x.reshape(-1, group).astype(np.float64).sum(1), group).astype(np.float32)
 
 
+def _mma(x: np.ndarray) -> np.ndarray:
+    """Sums [items, 4] of fragments [items, 6], four of a and two of b: csrc/cuda/primitives/mma.cuh."""
+    out = np.empty((len(x), 4), np.float32)
+    lanes = np.arange(32)
+    g, q = lanes // 4, lanes % 4
+    for warp in range(0, len(x), 32):
+        lane = x[warp : warp + 32].astype(np.float64)
+        a, b = np.empty((16, 8)), np.empty((8, 8))
+        for i in range(4):
+            a[g + i % 2 * 8, q + i // 2 * 4] = lane[:, i]
+        for i in range(2):
+            b[q + i * 4, g] = lane[:, 4 + i]
+        sums = a @ b
+        for i in range(4):
+            out[warp : warp + 32, i] = sums[g + i // 2 * 8, q * 2 + i % 2] + (i + 1)
+    return out
+
+
 def _unless_even(x: np.ndarray) -> np.ndarray:
     return np.where(x[:, :1] % 2 == 1, x, np.uint8(0))
 
@@ -89,6 +107,7 @@ def _bytes(count: int) -> np.ndarray:
 
 
 ROUNDED = _floats((-2, 2), (-1e-6, 1e-6), (-7e4, 7e4), (-3.4e38, 3.4e38))
+FRAGMENTS = np.random.default_rng(2).normal(size=(4 * BLOCK, 6)).astype(np.float32)
 SUMMED = np.random.default_rng(1).normal(size=4 * BLOCK).astype(np.float32)
 
 CASES = {
@@ -116,6 +135,10 @@ CASES = {
     "warp_max": Case(SUMMED, lambda x: np.repeat(x.reshape(-1, 32).max(1), 32)),
     "block_sum": Case(SUMMED, _sums(BLOCK), 1e-6, relative=False),
     "named_barriers": Case(SUMMED, lambda x: x.reshape(-1, 2, 32)[:, ::-1].reshape(-1)),
+    "block_barrier": Case(SUMMED, lambda x: x.reshape(-1, 2, 32)[:, ::-1].reshape(-1)),
+    # What tf32 holds is exact; of other floats a GPU may cut or round the low 13 bits: a capture shows which.
+    "mma_tf32": Case((FRAGMENTS.view(np.uint32) & 0xFFFFE000).view(np.float32), _mma, 1e-6, relative=False),
+    "mma_tf32_of_floats": Case(FRAGMENTS, _mma, 2.0**-7, relative=False),
 }
 
 

@@ -2,6 +2,7 @@
 
 #include "cuda/primitives/math.cuh"
 #include "cuda/primitives/memory.cuh"
+#include "cuda/primitives/mma.cuh"
 #include "cuda/primitives/warp.cuh"
 
 namespace hymba::probes {
@@ -126,6 +127,37 @@ struct NamedBarriers {
   }
 };
 
+// Each warp leaves its items for the other one, and comes to the barrier in a place of its own.
+struct BlockBarrier {
+  using In = float;
+  using Out = float;
+  static __device__ void run(const In* in, Out* out) {
+    HYMBA_SHARED(float[kBlock], shared);
+    shared[threadIdx.x] = *in;
+    if (threadIdx.x < kWarpSize) {
+      block_barrier();
+      *out = shared[threadIdx.x + kWarpSize];
+    } else {
+      block_barrier();
+      *out = shared[threadIdx.x - kWarpSize];
+    }
+  }
+};
+
+struct MmaTf32 {
+  struct In {
+    float a[4], b[2];
+  };
+  struct Out {
+    float sum[4];
+  };
+  static __device__ void run(const In* in, Out* out) {
+    float sum[4] = {1.0f, 2.0f, 3.0f, 4.0f};
+    mma_tf32(sum, in->a, in->b);
+    for (int i = 0; i < 4; ++i) out->sum[i] = sum[i];
+  }
+};
+
 }  // namespace
 
 std::vector<Probe> all_probes() {
@@ -158,6 +190,9 @@ std::vector<Probe> all_probes() {
       make<WarpMax>("warp_max"),
       make<BlockSum>("block_sum"),
       make<NamedBarriers>("named_barriers"),
+      make<BlockBarrier>("block_barrier"),
+      make<MmaTf32>("mma_tf32"),
+      make<MmaTf32>("mma_tf32_of_floats"),
   };
 }
 

@@ -39,6 +39,15 @@ __device__ __forceinline__ T block_sum(T x, T (&partial)[kWarps] HYMBA_SITE) {
   return sum;
 }
 
+// __syncthreads() that warps may come to in different places of the source, which that one does not allow.
+__device__ __forceinline__ void block_barrier() {
+#ifdef __CUDACC__
+  asm volatile("bar.sync 0;" ::: "memory");
+#else
+  emulator::block_barrier(emulator::Site::current());
+#endif
+}
+
 // Barrier `id` (1 to 15) of `threads` threads, whole warps: all of them wait, or those that only arrive go on
 // at once.
 __device__ __forceinline__ void barrier_sync(int id, int threads HYMBA_SITE) {

@@ -98,6 +98,14 @@ TokensView step_view(const Array& array) {
   return {array.data(), array.stride(0), array.ndim() == 3 ? array.stride(1) : 0};
 }
 
+int64_t step_tokens(const Array& array) {
+  return array.ndim() == 3 ? array.shape(1) : 1;
+}
+
+Slots slots(const OptionalArray& in, const OptionalArray& out) {
+  return {static_cast<const int32_t*>(data_or_null(in)), static_cast<const int32_t*>(data_or_null(out))};
+}
+
 Sequences sequences(const Array& x, const OptionalArray& cu_seqlens) {
   return {static_cast<const int32_t*>(data_or_null(cu_seqlens)),
           cu_seqlens ? cu_seqlens->size() - 1 : x.shape(0), x.shape(1)};

@@ -11,6 +11,7 @@
 
 #include "core/dtype.h"
 #include "core/sequences.h"
+#include "core/slots.h"
 #include "core/view.h"
 
 namespace hymba::emulator {
@@ -50,7 +51,9 @@ void* data_or_null(const OptionalArray& array);
 RowView row_view(const Array& array);                // 1 to 4 dimensions, the last one is the row
 TokensView tokens_view(const OptionalArray& array);  // [B, T, C]; null data for none
 TokensView step_view(const Array& array);            // [B, C] or [B, n, C]
+int64_t step_tokens(const Array& array);             // n, or 1
 Sequences sequences(const Array& x, const OptionalArray& cu_seqlens);  // of x [B, T, C]
+Slots slots(const OptionalArray& in, const OptionalArray& out);
 
 // A contiguous result: filled with NaN, between guards, watched for races.
 Array new_array(const std::vector<int64_t>& shape, DType dtype);

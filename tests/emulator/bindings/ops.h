@@ -5,7 +5,14 @@
 
 namespace hymba::emulator {
 
+void bind_causal_conv1d(Registry& registry);
+void bind_causal_conv1d_update(Registry& registry);
+void bind_linear(Registry& registry);
 void bind_norm_average(Registry& registry);
+void bind_rms_norm(Registry& registry);
+void bind_rotary(Registry& registry);
+void bind_selective_scan(Registry& registry);
+void bind_selective_state_update(Registry& registry);
 
 void bind_faults(Registry& registry);
 void bind_probes(Registry& registry);

@@ -10,12 +10,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from tools.sass_model.control_flow import Loop
 from tools.sass_model.predict import REST, KernelModel
 
-__all__ = ["REST", "Plan", "Workload", "most", "rounds", "workloads"]
+__all__ = ["REST", "Plan", "Workload", "blocks_with", "most", "rounds", "workloads"]
 
 # The 1.5B layer that the predictions are for.
 TOKENS, META_TOKENS = 8192, 128
@@ -30,10 +31,16 @@ class Plan:
     roles: tuple[
         tuple[int, Loop | None], ...
     ] = ()  # warps of a block and the loop that only they enter, None: the rest
+    weights: dict[int, float] = field(default_factory=dict)  # how often the basic block at an address runs per round
 
-    def by_id(self) -> tuple[dict[str, float], tuple[tuple[int, str], ...]]:
+    def launch_options(self) -> dict[str, Any]:
+        """As predict.Launch has them."""
         roles = tuple((warps, loop.id if loop else REST) for warps, loop in self.roles)
-        return {loop.id: trips for loop, trips in self.trips.items()}, roles
+        return {
+            "trips": {loop.id: trips for loop, trips in self.trips.items()},
+            "roles": roles,
+            "weights": self.weights,
+        }
 
 
 @dataclass(frozen=True)
@@ -67,3 +74,12 @@ def rounds(model: KernelModel, loop: Loop, opcode: str, total: float) -> float:
     if each == 0:
         raise ValueError(f"{loop.id} of {model.kernel.name} has no {opcode}")
     return total / each
+
+
+def blocks_with(model: KernelModel, loop: Loop, opcode: str) -> list[int]:
+    """Addresses of a loop's own basic blocks that have an instruction of that kind."""
+    return [
+        model.flow.address(block)
+        for block in model.own_blocks(loop)
+        if any(instruction.opcode.startswith(opcode) for instruction in model.code(block))
+    ]

@@ -1,0 +1,26 @@
+"""A chunk of 32 rows a thread, four in a round of the loop with SiLU; one sequence, so no search and no row without one."""
+
+from tools.sass_model.kernels import INNER, META_TOKENS, TOKENS, Plan, Workload, most, rounds
+from tools.sass_model.predict import KernelModel
+
+_ROWS = TOKENS + META_TOKENS
+_PACK = 8  # bf16 channels of a thread
+_CHUNK, _THREADS, _WIDTH = 32, 128, 4
+
+
+def _plan(model: KernelModel) -> Plan:
+    walk = most(model, "MUFU.EX2")
+    trips = {loop: 0.0 for loop in model.loops if loop not in (walk, walk.parent)}
+    return Plan(trips | {walk: rounds(model, walk, "STG.E.128", _CHUNK)})
+
+
+WORKLOADS = [
+    Workload(
+        kernel="causal_conv1d_kernel<bfloat16, 8, 4>",
+        what="1.5B layer, 8192 + 128 tokens, bf16",
+        tokens=_ROWS,
+        blocks=_ROWS // _CHUNK * (INNER // _PACK) // _THREADS,
+        device_bytes=2 * INNER * (_ROWS + _ROWS * (1 + (_WIDTH - 1) / _CHUNK)),  # a chunk re-reads three rows
+        plan=_plan,
+    )
+]
