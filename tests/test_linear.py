@@ -293,7 +293,6 @@ BAD_INPUTS = [
 ]
 
 
-@pytest.mark.skipif(DEVICE != "cpu", reason="the cases hold CPU tensors")
 @pytest.mark.parametrize("change,error,message", BAD_INPUTS)
 def test_bad_input_is_refused(change, error, message):
     arguments = {"x": torch.zeros(2, 3, 8), "weight": torch.zeros(5, 8), "bias": None, "residual": None, **change}
@@ -314,7 +313,6 @@ BAD_GATED_INPUTS = [
 ]
 
 
-@pytest.mark.skipif(DEVICE != "cpu", reason="the cases hold CPU tensors")
 @pytest.mark.parametrize("change,error,message", BAD_GATED_INPUTS)
 def test_bad_gated_input_is_refused(change, error, message):
     arguments = {"x": torch.zeros(2, 3, 8), "gate_weight": torch.zeros(5, 8), "weight": torch.zeros(5, 8), **change}
