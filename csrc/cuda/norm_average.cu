@@ -62,7 +62,7 @@ template <class T>
 int launch_rows(const NormAverageParams& p, void* stream) {
   const LaunchShape shape{static_cast<unsigned>(p.rows), kThreads};
   const bool packs = rows_in_packs<T, kPackCount<T>>(p.attn) && rows_in_packs<T, kPackCount<T>>(p.ssm) &&
-                     weight_in_packs(p.attn_weight) && weight_in_packs(p.ssm_weight) &&
+                     aligned_to_packs(p.attn_weight) && aligned_to_packs(p.ssm_weight) &&
                      p.dim % kPackCount<T> == 0;
   if (!packs) return launch_kernel(norm_average_kernel<T, false, false>, shape, stream, p);
   return p.dim > Tile<T, true>::kTile ? launch_kernel(norm_average_kernel<T, true, false>, shape, stream, p)

@@ -5,6 +5,7 @@
 #pragma once
 #include "core/dtype.h"
 #include "core/sequences.h"
+#include "core/view.h"
 #include "cuda/device.cuh"
 #include "cuda/primitives/math.cuh"
 #include "cuda/primitives/memory.cuh"
@@ -53,6 +54,12 @@ __device__ __forceinline__ void store_run(T* p, const compute_t<T> (&values)[kCo
 }
 
 // Whether all rows begin where packs of kCount elements of T can be read.
+template <class T, int kCount>
+bool rows_in_packs(const RowView& rows) {
+  bool aligned = packs_aligned<kCount>(static_cast<const T*>(rows.data));
+  for (int i = 0; i < 3; ++i) aligned = aligned && (rows.size[i] == 1 || rows.stride[i] % kCount == 0);
+  return aligned;
+}
 template <class T, int kCount>
 bool rows_in_packs(const TokensView& rows) {
   return packs_aligned<kCount>(static_cast<const T*>(rows.data), rows.token_stride) &&

@@ -77,7 +77,7 @@ template <class T, int kLanes>
 int launch_rows(const RmsNormParams& p, void* stream) {
   constexpr int kRows = kThreads / kLanes, kElements = kCount<T, kLanes>;
   const LaunchShape shape{static_cast<unsigned>((p.rows + kRows - 1) / kRows), kThreads};
-  const bool packs = p.dim % kElements == 0 && rows_in_packs<T, kElements>(p.x) && weight_in_packs(p.weight);
+  const bool packs = p.dim % kElements == 0 && rows_in_packs<T, kElements>(p.x) && aligned_to_packs(p.weight);
   if (!packs) return launch_kernel(rms_norm_kernel<T, kLanes, false, false>, shape, stream, p);
   if constexpr (kLanes == kThreads)
     if (p.dim > kHeld<T, kLanes>)

@@ -1,11 +1,7 @@
 // Rows of norms in registers, shared by rms_norm and norm_average. A row is held whole where it is read in
 // packs and short enough, else read twice, a chunk a thread at a time.
 #pragma once
-#include "core/dtype.h"
-#include "core/view.h"
-#include "cuda/device.cuh"
-#include "cuda/primitives/math.cuh"
-#include "cuda/primitives/memory.cuh"
+#include "cuda/packs.cuh"
 
 namespace hymba::cuda {
 
@@ -105,19 +101,6 @@ __device__ __forceinline__ void for_each_tile(int64_t dim, Visit&& visit) {
     for (int64_t begin = 0; begin < dim; begin += Tile::kTile)
       visit(begin, static_cast<int>(min(dim - begin, int64_t(Tile::kTile))));
   }
-}
-
-// Whether all rows begin where packs of kCount elements of T can be read.
-template <class T, int kCount>
-bool rows_in_packs(const RowView& rows) {
-  bool aligned = packs_aligned<kCount>(static_cast<const T*>(rows.data));
-  for (int i = 0; i < 3; ++i) aligned = aligned && (rows.size[i] == 1 || rows.stride[i] % kCount == 0);
-  return aligned;
-}
-
-// Whether a weight of any type can be read in packs of 16 bytes or less.
-inline bool weight_in_packs(const void* weight) {
-  return reinterpret_cast<uintptr_t>(weight) % 16 == 0;
 }
 
 }  // namespace hymba::cuda

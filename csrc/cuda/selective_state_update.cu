@@ -12,6 +12,7 @@
 #include "cuda/activations.cuh"
 #include "cuda/packs.cuh"
 #include "cuda/primitives/warp.cuh"
+#include "cuda/scan_step.cuh"
 
 namespace hymba::cuda {
 namespace {
@@ -20,21 +21,6 @@ constexpr int kThreads = 128;
 // Blocks an SM that ptxas should aim at; 0: its own choice, for which it would spill doubles.
 template <class T>
 constexpr int kMinBlocks = std::is_same_v<T, double> ? 1 : 0;
-
-__device__ __forceinline__ float exp2_of(float x) {
-  return exp2_approx(x);
-}
-__device__ __forceinline__ double exp2_of(double x) {
-  return exp2(x);
-}
-
-// Element `i` of T, or of float where `is_f32`; 0 where there is no array.
-template <class T>
-__device__ __forceinline__ compute_t<T> parameter(const void* data, bool is_f32, int64_t i) {
-  if (data == nullptr) return 0;
-  return is_f32 ? compute_t<T>(static_cast<const float*>(data)[i])
-                : compute_t<T>(widen(static_cast<const T*>(data)[i]));
-}
 
 // A lane's part of a row of N states: pack j of lane l begins at state (j kLanes + l) kPack. kPacks: rows can
 // be read in packs, and N is a whole number of them.
@@ -119,6 +105,10 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T>)
   } else {
     states.load_row(A, static_cast<const T*>(in.A) + channel * in.A_stride);
   }
+#pragma unroll
+  for (auto& part : A)
+#pragma unroll
+    for (C& a : part) a *= C(kScanLog2E);
   const C dt_bias = parameter<T>(in.dt_bias, in.dt_bias_is_f32, channel);
   const C skip = parameter<T>(in.D, in.D_is_f32, channel);
   const T *x_at = token_row<const T>(in.x, b, 0) + channel,
@@ -133,14 +123,14 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T>)
     C dt = widen(*dt_at) + dt_bias;
     if (in.dt_softplus) dt = softplus(dt);
 
-    const C exponent = dt * C(1.4426950408889634074), input = dt * x;
+    const C input = dt * x;
     C y = 0;
 #pragma unroll
     for (int j = 0; j < kParts; ++j)
 #pragma unroll
       for (int i = 0; i < kPackCount<C>; ++i)
         if (states.exists(j, i)) {
-          h[j][i] = exp2_of(exponent * A[j][i]) * h[j][i] + input * B_t[j][i];
+          h[j][i] = decay_factor<T>(dt, A[j][i]) * h[j][i] + input * B_t[j][i];
           y += C_t[j][i] * h[j][i];
         }
     y = warp_sum<kLanes>(y) + skip * x;
