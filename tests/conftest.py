@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import sys
 from pathlib import Path
 
@@ -35,6 +37,12 @@ def pytest_addoption(parser):
         "--emulator-mode", type=emulator_modes, default="ascending", help=f"how they run: of {', '.join(MODES)}"
     )
     group.addoption("--no-emulator", action="store_true", help="leave them out, where they cannot be built")
+    parser.addoption(
+        "--of-each-file",
+        type=int,
+        metavar="N",
+        help="at most N tests of each file, spread over it (tools/gpu_check.sh)",
+    )
 
 
 def pytest_generate_tests(metafunc):
@@ -45,7 +53,13 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("emulator_mode", emulated)
 
 
+@pytest.hookimpl(trylast=True)  # after -k and -m
 def pytest_collection_modifyitems(config, items):
+    if (most := config.getoption("--of-each-file")) is not None:
+        files = [list(of_file) for _, of_file in itertools.groupby(items, key=lambda item: item.path)]
+        kept = [item for of_file in files for item in of_file[:: -(-len(of_file) // most)]]
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
     reason = "--no-emulator" if config.getoption("--no-emulator") else ""
     if DEVICE != "cpu":
         reason = "the emulated kernels take CPU tensors"
@@ -56,6 +70,13 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_sessionfinish():
     Client.stop_workers()
+
+
+@pytest.fixture(autouse=True)
+def tensors_on_the_device():
+    """What a test makes is on kernel_cases.DEVICE; the arguments in a table of bad input are on the CPU."""
+    with contextlib.nullcontext() if DEVICE == "cpu" else torch.device(DEVICE):
+        yield
 
 
 @pytest.fixture(autouse=True)

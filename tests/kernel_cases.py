@@ -17,14 +17,14 @@ DTYPES = [
     pytest.param(torch.float16, id="fp16"),
     pytest.param(torch.float64, id="fp64"),
 ]
-# The device that the kernel tests run on; tools/gpu_check.sh sets "cuda".
+# The device that the kernel tests run on, and that tests/conftest.py makes the default; tools/gpu_check.sh sets "cuda".
 DEVICE = os.environ.get("HYMBA_OPS_TEST_DEVICE", "cpu")
 
 
 def randn(*shape, dtype=torch.float32, seed=0, scale=1.0):
     """Seeded normal numbers, the same for every dtype up to rounding."""
     generator = torch.Generator().manual_seed(hash((seed, *shape)) % 2**31)
-    return (torch.randn(shape, generator=generator) * scale).to(dtype).to(DEVICE)
+    return (torch.randn(shape, generator=generator, device="cpu") * scale).to(dtype).to(DEVICE)
 
 
 def dense(x):
@@ -47,12 +47,18 @@ def unaligned(x):
     return view
 
 
+def odd_rows(x):
+    """x in rows of an odd length: the base is aligned, most rows are not."""
+    odd = x.shape[-1] + 1 + x.shape[-1] % 2
+    return torch.full((*x.shape[:-1], odd), float("nan"), dtype=x.dtype, device=x.device)[..., : x.shape[-1]].copy_(x)
+
+
 LAYOUTS = [pytest.param(f, id=f.__name__) for f in (dense, strided, unaligned)]
 
 
 def cu_seqlens(*lengths):
     """int32 boundaries of packed sequences of these lengths."""
-    return torch.tensor([0, *lengths], dtype=torch.int32, device=DEVICE).cumsum(0, dtype=torch.int32)
+    return torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
 
 
 @functools.cache
@@ -65,7 +71,8 @@ def own_products(dtype):
 def bad_input(change, error, message):
     """A parametrised case: the arguments to replace, the exception and the text that names tensor, expected and got."""
     name = message.replace("\\", "").split(" got")[0].strip(" .*,")
-    return pytest.param(change, error, message, id="-".join(name.split())[:60])
+    on_cpu = pytest.mark.skipif(DEVICE != "cpu", reason="the arguments are CPU tensors")
+    return pytest.param(change, error, message, id="-".join(name.split())[:60], marks=on_cpu)
 
 
 def assert_compiles_once(function, make_args, lengths):
@@ -84,6 +91,8 @@ def assert_compiles_once(function, make_args, lengths):
 
 def assert_threads_do_not_matter(function):
     """function() -> tensor gives the same bits on 1, 2 and 3 threads."""
+    if DEVICE != "cpu":
+        pytest.skip("the threads are the CPU's")
     before = torch.get_num_threads()
     try:
         results = []

@@ -13,7 +13,7 @@ from kernel_cases import DEVICE, randn
 
 
 def int32(*values):
-    return torch.tensor(values, dtype=torch.int32, device=DEVICE)
+    return torch.tensor(values, dtype=torch.int32)
 
 
 # Each gives a call without arguments: making inputs copies to the GPU, for which the host waits too.

@@ -1,86 +1,104 @@
 #!/usr/bin/env bash
-# One command for a machine with an NVIDIA GPU and no network: installs hymba_ops, runs what exists for CUDA, and leaves a log
-# and a summary that says which step passed, failed or could not run.
+# One command for a machine with an NVIDIA GPU and no network: installs hymba_ops, runs what exists for CUDA, and leaves in a
+# folder the log of each step, summary.txt and steps.jsonl, which say what passed, failed or could not run, and the results.
 #
 #   tools/gpu_check.sh [output folder, default build/gpu_check]
 #
-# PYTHON: an interpreter with torch >= 2.11 (CUDA), numpy and pytest. WHEEL: a wheel to install; without it the clone is built
-# (needs nvcc, ninja, setuptools). Exit status: 1 when a step failed, 0 otherwise.
+# PYTHON: an interpreter with torch >= 2.11 (CUDA), numpy, pytest and hypothesis. WHEEL: a wheel to install; without it the
+# clone is built (needs nvcc, ninja, setuptools). SECONDS_ALLOWED: of the whole (default 480); each step has a limit of its
+# own, and what comes after the end could not run. Exit status: 1 when a step failed or no GPU was there, 0 otherwise.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 out=${1:-build/gpu_check}
 python=${PYTHON:-python3}
+allowed=${SECONDS_ALLOWED:-480}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
-: > "$out/log.txt"
 : > "$out/steps.jsonl"
+: > "$out/summary.txt"
 failed=0
 
-# Test files whose ops have CUDA kernels; grows with them.
-cuda_tests="tests/test_norm_average.py"
+# The test files of the ops that have CUDA kernels, and what belongs to none of them.
+cuda_tests=(tests/test_value_checks.py)
+for source in csrc/cuda/*.cu; do
+  op=$(basename "$source" .cu)
+  cuda_tests+=("tests/test_${op%_sm90}.py")
+done
+mapfile -t cuda_tests < <(printf '%s\n' "${cuda_tests[@]}" | sort -u)
 
 record() {  # step, status, seconds, detail
-  printf '{"step": "%s", "status": "%s", "seconds": %s, "detail": "%s"}\n' "$1" "$2" "$3" "$4" >> "$out/steps.jsonl"
-  printf '%-12s %-14s %4s s  %s\n' "$2" "$1" "$3" "$4" | tee -a "$out/log.txt"
-}
-
-run_step() {  # step, seconds allowed, command...
-  local name=$1 limit=$2 start=$SECONDS status
-  shift 2
-  printf '\n== %s: %s\n' "$name" "$*" >> "$out/log.txt"
-  timeout "$limit" "$@" >> "$out/log.txt" 2>&1
-  status=$?
-  if [ $status -eq 0 ]; then
-    record "$name" passed $((SECONDS - start)) ""
-  else
-    failed=1
-    record "$name" failed $((SECONDS - start)) "exit status $status; see log.txt"
-  fi
-  return $status
+  local detail
+  detail=$(printf '%s' "$4" | tr -d '"\134' | tr '\000-\037' ' ' | cut -c 1-200)
+  printf '{"step": "%s", "status": "%s", "seconds": %s, "detail": "%s"}\n' "$1" "$2" "$3" "$detail" >> "$out/steps.jsonl"
+  printf '%-14s %-14s %4s s  %s\n' "$2" "$1" "$3" "$detail" | tee -a "$out/summary.txt"
 }
 
 cannot_run() { record "$1" "could not run" 0 "$2"; }
 
-if ! "$python" -c 'import torch; assert torch.cuda.is_available()' >> "$out/log.txt" 2>&1; then
+# Status 2 is a benchmark's own "cannot run here", with the reason on its last line.
+run_step() {  # step, seconds allowed, command...
+  local name=$1 limit=$2 start=$SECONDS left=$((allowed - SECONDS)) status last
+  shift 2
+  [ "$limit" -le "$left" ] || limit=$left
+  if [ "$limit" -le 0 ]; then
+    cannot_run "$name" "the $allowed s are used up"
+    return 1
+  fi
+  printf '$ %s\n' "$*" > "$out/$name.log"
+  timeout -k 5 "$limit" "$@" >> "$out/$name.log" 2>&1
+  status=$?
+  last=$(tail -n 1 "$out/$name.log")
+  if [ $status -eq 0 ]; then
+    record "$name" passed $((SECONDS - start)) "$last"
+  elif [ $status -eq 2 ] && [[ $name == bench_* ]]; then
+    cannot_run "$name" "$last"
+  else
+    failed=1
+    [ $status -ne 124 ] || last="stopped after $limit s: $last"
+    record "$name" failed $((SECONDS - start)) "status $status, $name.log: $last"
+  fi
+  return $status
+}
+
+if ! "$python" -c 'import torch; assert torch.cuda.is_available()' > "$out/gpu.log" 2>&1; then
   cannot_run gpu "$python has no torch that sees a GPU"
   exit 1
 fi
-nvidia-smi --query-gpu=name,driver_version,clocks.max.sm --format=csv,noheader > "$out/gpu.txt" 2>&1
+nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,power.limit --format=csv,noheader > "$out/gpu.txt" 2>&1
 
+site="$out/site"
+rm -rf "$site"
 if [ -n "${WHEEL:-}" ]; then
-  run_step install 120 "$python" -m pip install --no-index --no-deps --force-reinstall --target "$out/site" "$WHEEL" || exit 1
+  run_step install 40 "$python" -m pip install --no-index --no-deps --target "$site" "$WHEEL" || exit 1
 else
-  run_step build 480 "$python" -m pip install --no-build-isolation --no-deps --force-reinstall --target "$out/site" . || exit 1
+  run_step build 300 "$python" -m pip install --no-index --no-build-isolation --no-deps --target "$site" . || exit 1
 fi
-# The suite and the benchmark run on the clone's sources with the installed shared object beside them, as after `pip install .`
-cp "$out/site/hymba_ops/_C.abi3.so" hymba_ops/
+# Tests and benchmarks run on the clone's sources with the installed shared object beside them, as after `pip install .`
+cp "$site/hymba_ops/_C.abi3.so" hymba_ops/ || exit 1
 export HYMBA_OPS_TEST_DEVICE=cuda
+export CUBLAS_WORKSPACE_CONFIG=:4096:8  # torch's deterministic mode, in which the tests run, asks for it
 
-run_step load 60 env -C / PYTHONPATH="$out/site" "$python" -c \
-  'import json, hymba_ops; print(json.dumps(hymba_ops.build_info(), indent=1))'
-run_step tests 240 "$python" -m pytest -p no:cacheprovider -m "not emulated" --junitxml="$out/tests.xml" $cuda_tests
+run_step load 40 env -C / PYTHONPATH="$site" "$python" -c 'import hymba_ops; print(hymba_ops.build_info())' || exit 1
+run_step tests 120 "$python" -m pytest -p no:cacheprovider -m "not emulated" --junitxml="$out/tests.xml" "${cuda_tests[@]}"
 if command -v nvcc > /dev/null; then
-  run_step primitives 120 "$python" tools/capture_primitives.py "$out/primitives.npz"
+  run_step primitives 60 "$python" tools/capture_primitives.py "$out/primitives.npz"
 else
   cannot_run primitives "nvcc is not on PATH"
 fi
-if command -v compute-sanitizer > /dev/null; then
+run_step bench_ops 70 "$python" bench/sweep.py --device cuda --presets 1.5b --dtypes bfloat16 --batches 1 \
+  --seq-lens 1,2048,8320 --budget 50 --slowest 2 --json "$out/ops.json"
+run_step bench_layer 90 "$python" bench/layer_throughput.py --device cuda --dtype bfloat16 --parts \
+  --implementations hymba_ops,plain,naive --json "$out/layer.json"
+# Of our own kernels only: instrumenting torch's would take most of the time.
+find_sanitizer='from tools.sass_model.disassembly import find_tool; print(find_tool("compute-sanitizer"))'
+if sanitizer=$("$python" -c "$find_sanitizer" 2> /dev/null); then
   for check in memcheck racecheck synccheck; do
-    run_step "$check" 90 compute-sanitizer --tool "$check" --error-exitcode 9 "$python" -m pytest -p no:cacheprovider \
-      $cuda_tests -m "not emulated" -k "matches_reference and bf16"
+    run_step "$check" 50 "$sanitizer" --tool "$check" --kernel-name kns=hymba --error-exitcode 9 "$python" -m pytest \
+      -p no:cacheprovider -m "not emulated" -k "not refused and not opcheck and not compiles" --of-each-file 12 \
+      --maxfail 1 "${cuda_tests[@]}"
   done
 else
-  cannot_run sanitizers "compute-sanitizer is not on PATH"
+  cannot_run sanitizers "compute-sanitizer is neither on PATH nor among $python's packages"
 fi
-# Status 2 is the benchmark's own "cannot run here", with the reason on its last line.
-start=$SECONDS
-timeout 240 "$python" bench/layer_throughput.py --device cuda --dtype bfloat16 --json "$out/layer.json" > "$out/bench.txt" 2>&1
-status=$?
-cat "$out/bench.txt" >> "$out/log.txt"
-case $status in
-  0) record benchmark passed $((SECONDS - start)) "" ;;
-  2) cannot_run benchmark "$(tail -n 1 "$out/bench.txt" | tr -d '"\\')" ;;
-  *) failed=1; record benchmark failed $((SECONDS - start)) "exit status $status; see log.txt" ;;
-esac
-echo "log, steps and results: $out"
+echo "summary, logs and results: $out"
 exit $failed

@@ -17,8 +17,8 @@ __device__ __forceinline__ double exp_minus_abs(double x) {
 }
 
 // log(1 + e^x) = max(x, 0) + log1p(u), u = e^-|x|. log2_approx errs by an absolute 2^-22 near 1, too much for
-// the small steps that Mamba starts with, and the special-function unit is what a scan waits for. So log1p(u) =
-// u q(u) with the best q of degree 8 on [0, 1] (relative error 3e-8): small results keep their precision.
+// the small steps that Mamba starts with, and the special-function unit is what a scan waits for. So log1p(u)
+// = u q(u) with the best q of degree 8 on [0, 1] (relative error 3e-8): small results keep their precision.
 __device__ __forceinline__ float softplus(float x) {
   const float u = exp_minus_abs(x);
   float q = 0.00523269409f;

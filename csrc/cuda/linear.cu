@@ -5,8 +5,8 @@
 #include "ops/linear.h"
 
 #include "cuda/activations.cuh"
+#include "cuda/packs.cuh"
 #include "cuda/primitives/memory.cuh"
-#include "cuda/row_chunks.cuh"
 
 namespace hymba::cuda {
 namespace {

@@ -1,7 +1,8 @@
 // selective_scan on the GPU: which kernel, over which spans, and what lies between pieces.
 //
-// Two kernels, docs/cuda_selective_scan.md: selective_scan_tiled.cuh for the layer's case, selective_scan_lanes.cuh
-// for all others. Sequences in pieces: selective_scan_spans.cuh.
+// Two kernels, docs/cuda_selective_scan.md: selective_scan_tiled.cuh for the layer's case,
+// selective_scan_lanes.cuh for all others. Sequences in pieces: selective_scan_spans.cuh.
+#include "cuda/packs.cuh"
 #include "cuda/selective_scan_lanes.cuh"
 #include "cuda/selective_scan_tiled.cuh"
 #include "cuda/uncovered_rows.cuh"
@@ -11,15 +12,16 @@ namespace {
 
 constexpr int kConnectThreads = 128;
 
-// From a sequence's piece to the next one: replaces each piece's own last state by the state before it. A thread
-// per state, a row of blocks per sequence.
+// From a sequence's piece to the next one: replaces each piece's own last state by the state before it. A
+// thread per state, a row of blocks per sequence.
 template <class T>
 __global__ void __launch_bounds__(kConnectThreads) connect_pieces_kernel(SelectiveScanParams p) {
   using C = compute_t<T>;
   const ScanOperands& in = p.operands;
   const int64_t state_size = in.channels * in.states, blocks = divide_up(state_size, kConnectThreads);
   const int64_t sequence = blockIdx.x / blocks;
-  const int64_t at = blockIdx.x % blocks * kConnectThreads + threadIdx.x, c = at / in.states, n = at % in.states;
+  const int64_t at = blockIdx.x % blocks * kConnectThreads + threadIdx.x, c = at / in.states,
+                n = at % in.states;
   const int64_t pieces = piece_count(sequence_at(p.sequences, sequence).length);
   if (at >= state_size || pieces == 1) return;
   const int64_t first = first_slot(p.sequences, sequence);
@@ -32,7 +34,8 @@ __global__ void __launch_bounds__(kConnectThreads) connect_pieces_kernel(Selecti
     state = h;
     if (slot + 1 == first + pieces) break;
     // 0 and what is not finite stay what they are, however far the decay leaves the range of C.
-    const C carried = h == C(0) || !isfinite(h) ? h : h * decay_factor<T>(memory.dt_sums[slot * in.channels + c], a);
+    const C carried =
+        h == C(0) || !isfinite(h) ? h : h * decay_factor<T>(memory.dt_sums[slot * in.channels + c], a);
     h = carried + own;
   }
 }
@@ -59,16 +62,12 @@ int launch_lanes(const SelectiveScanParams& p, void* stream) {
 }
 
 template <class T>
-bool in_packs(const TokensView& view) {
-  const T* data = static_cast<const T*>(view.data);
-  return packs_aligned<kPackCount<T>>(data, view.token_stride) && packs_aligned<kPackCount<T>>(data, view.batch_stride);
-}
-
-template <class T>
 bool fits_tiles(const SelectiveScanParams& p) {
   const ScanOperands& in = p.operands;
-  return in.states == kTiledStates && in.channels % kPackCount<T> == 0 && in_packs<T>(in.x) && in_packs<T>(in.dt) &&
-         in_packs<T>(in.z) && in_packs<T>(in.B) && in_packs<T>(in.C);
+  return in.states == kTiledStates && in.channels % kPackCount<T> == 0 &&
+         rows_in_packs<T, kPackCount<T>>(in.x) && rows_in_packs<T, kPackCount<T>>(in.dt) &&
+         rows_in_packs<T, kPackCount<T>>(in.z) && rows_in_packs<T, kPackCount<T>>(in.B) &&
+         rows_in_packs<T, kPackCount<T>>(in.C);
 }
 
 template <class T>
@@ -93,7 +92,8 @@ int launch_pieces(const SelectiveScanParams& p, void* stream) {
 
 template <class T>
 int launch_scan(const SelectiveScanParams& p, void* stream) {
-  if (const int error = clear_uncovered_rows<T>(p.sequences, static_cast<T*>(p.operands.out), p.operands.channels, stream))
+  if (const int error =
+          clear_uncovered_rows<T>(p.sequences, static_cast<T*>(p.operands.out), p.operands.channels, stream))
     return error;
   if (p.sequences.count == 0) return cudaSuccess;
   if (may_have_pieces(p))

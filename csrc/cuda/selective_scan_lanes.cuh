@@ -1,44 +1,20 @@
 // The scan for every dtype, number of states and layout: neighbouring lanes share a channel's states.
 //
-// A block has kThreads / kLanes channels of a span and walks its tokens in tiles. Threads fetch a tile's inputs into
-// registers while the one before it is scanned; softplus, the product dt x, the gate and the rounding are done once
-// a (token, channel) by the thread that fetched it; between, the states' lanes read dt, dt x, B and C from shared
-// memory. Bound by issue: each state takes a decay of 12 instructions in float32, 2 in the 16-bit types.
+// A block has kThreads / kLanes channels of a span and walks its tokens in tiles. Threads fetch a tile's
+// inputs into registers while the one before it is scanned; softplus, the product dt x, the gate and the
+// rounding are done once a (token, channel) by the thread that fetched it; between, the states' lanes read
+// dt, dt x, B and C from shared memory. Bound by issue: each state takes a decay of 12 instructions in
+// float32, 2 in the 16-bit types.
 #pragma once
 #include "cuda/activations.cuh"
 #include "cuda/primitives/warp.cuh"
+#include "cuda/scan_step.cuh"
 #include "cuda/selective_scan_spans.cuh"
 #include "cuda/shared_memory.cuh"
 
 namespace hymba::cuda {
 
 constexpr int kScanThreads = 128;
-constexpr double kScanLog2E = 1.4426950408889634;
-
-// 2^(dt a). What a 16-bit type holds leaves room for exp2_approx's 2^-22. In float32 a long memory would add that
-// up, so there a polynomial serves whose relative error in a decay's logarithm (4e-7 at most) vanishes as the
-// decay nears 1; far from 1, where nothing is remembered for long, exp2_approx serves again.
-template <class T>
-__device__ __forceinline__ compute_t<T> decay_factor(compute_t<T> dt, compute_t<T> a) {
-  if constexpr (std::is_same_v<T, double>) {
-    return exp2(dt * a);
-  } else if constexpr (std::is_same_v<T, float>) {
-    constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the integer in the low bits
-    const float shifted = fmaf(dt, a, kRound);
-    const float r = fmaf(dt, a, kRound - shifted);
-    float p = 1.33005634e-3f;  // as in csrc/cpu/scan_states.h
-    p = fmaf(p, r, 9.66968853e-3f);
-    p = fmaf(p, r, 5.55055782e-2f);
-    p = fmaf(p, r, 0.24022282f);
-    p = fmaf(p, r, 0.69314718f);
-    p = fmaf(p, r, 1.0f);
-    const float scaled = __uint_as_float(__float_as_uint(p) + (__float_as_uint(shifted) << 23));
-    const float x = dt * a;
-    return fabsf(x) < 64.0f ? scaled : exp2_approx(x);
-  } else {
-    return exp2_approx(dt * a);
-  }
-}
 
 template <class T, int kLanes, int kStates, int kTile>
 class LaneScan {
@@ -61,7 +37,8 @@ class LaneScan {
           c(carve.take<C>(kTile * kPadded)) {}
   };
 
-  __device__ LaneScan(const SelectiveScanParams& p, const Tile& tile, const ScanSpan& span, int64_t first_channel)
+  __device__ LaneScan(const SelectiveScanParams& p, const Tile& tile, const ScanSpan& span,
+                      int64_t first_channel)
       : p_(p), in_(p.operands), tile_(tile), span_(span), first_channel_(first_channel) {
     const int64_t c = channel();
 #pragma unroll
@@ -70,8 +47,8 @@ class LaneScan {
       a_[i] = exists ? parameter<T>(in_.A, in_.A_is_f32, c * in_.A_stride + state(i)) * C(kScanLog2E) : C(0);
     }
     const int64_t own = min(column(), in_.channels - 1);
-    bias_ = in_.dt_bias != nullptr ? parameter<T>(in_.dt_bias, in_.dt_bias_is_f32, own) : C(0);
-    skip_ = in_.D != nullptr ? parameter<T>(in_.D, in_.D_is_f32, own) : C(0);
+    bias_ = parameter<T>(in_.dt_bias, in_.dt_bias_is_f32, own);
+    skip_ = parameter<T>(in_.D, in_.D_is_f32, own);
   }
 
   // The state before the span, from a row [N]; null for zeros.
@@ -113,8 +90,8 @@ class LaneScan {
   __device__ __forceinline__ int64_t channel() const { return first_channel_ + threadIdx.x / kLanes; }
 
  private:
-  // What a thread fetches, prepares and finishes of a tile: one channel of every kLanes-th token, and of B and C one
-  // or two states of every kRowStep-th token.
+  // What a thread fetches, prepares and finishes of a tile: one channel of every kLanes-th token, and of B
+  // and C one or two states of every kRowStep-th token.
   static constexpr int kItems = (kTile + kLanes - 1) / kLanes;
   static constexpr int kRowThreads = kPadded < kScanThreads ? kPadded : kScanThreads;
   static constexpr int kRowStep = kScanThreads / kRowThreads, kRowParts = kPadded / kRowThreads;
@@ -131,8 +108,12 @@ class LaneScan {
   __device__ __forceinline__ static int thread() { return static_cast<int>(threadIdx.x); }
   __device__ __forceinline__ int64_t column() const { return first_channel_ + thread() % kChannels; }
   __device__ __forceinline__ static int token(int i) { return thread() / kChannels + i * kLanes; }
-  __device__ __forceinline__ static int row_token(int i) { return thread() / kRowThreads + i / kRowParts * kRowStep; }
-  __device__ __forceinline__ static int row_state(int i) { return thread() % kRowThreads + i % kRowParts * kRowThreads; }
+  __device__ __forceinline__ static int row_token(int i) {
+    return thread() / kRowThreads + i / kRowParts * kRowStep;
+  }
+  __device__ __forceinline__ static int row_state(int i) {
+    return thread() % kRowThreads + i % kRowParts * kRowThreads;
+  }
 
   template <bool kOutputs>
   __device__ __forceinline__ void fetch(Fetched& to, int64_t t) const {
@@ -145,7 +126,8 @@ class LaneScan {
       const bool there = token(i) < kTile && t + token(i) < span_.length && column() < in_.channels;
       to.x[i] = there ? x[token(i) * in_.x.token_stride] : T{};
       to.dt[i] = there ? dt[token(i) * in_.dt.token_stride] : T{};
-      if constexpr (kOutputs) to.z[i] = there && in_.z.data != nullptr ? z[token(i) * in_.z.token_stride] : T{};
+      if constexpr (kOutputs)
+        to.z[i] = there && in_.z.data != nullptr ? z[token(i) * in_.z.token_stride] : T{};
     }
     const T* b = token_row<const T>(in_.B, span_.batch, row);
     const T* c = token_row<const T>(in_.C, span_.batch, row);
@@ -190,8 +172,7 @@ class LaneScan {
       for (int i = 0; i < kStates; i += kPack) {
         const auto b = load<kPack>(tile_.b + t * kPadded + state(i));
 #pragma unroll
-        for (int j = 0; j < kPack; ++j)
-          h_[i + j] = decay_factor<T>(dt, a_[i + j]) * h_[i + j] + input * b[j];
+        for (int j = 0; j < kPack; ++j) h_[i + j] = decay_factor<T>(dt, a_[i + j]) * h_[i + j] + input * b[j];
         if constexpr (kOutputs) {
           const auto c = load<kPack>(tile_.c + t * kPadded + state(i));
 #pragma unroll
@@ -207,7 +188,8 @@ class LaneScan {
   }
 
   __device__ __forceinline__ void finish(const Fetched& from, int64_t t) const {
-    T* out = static_cast<T*>(in_.out) + (span_.batch * in_.tokens + span_.begin + t) * in_.channels + column();
+    T* out =
+        static_cast<T*>(in_.out) + (span_.batch * in_.tokens + span_.begin + t) * in_.channels + column();
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
       if (token(i) >= kTile || t + token(i) >= span_.length || column() >= in_.channels) continue;
@@ -259,7 +241,8 @@ __global__ void __launch_bounds__(kScanThreads, 2) lane_scan_kernel(SelectiveSca
     if (scan.channel() < p.operands.channels && threadIdx.x % kLanes == 0)
       pieces.dt_sums[slot * p.operands.channels + scan.channel()] = dt_sum;
   } else {
-    scan.load_state(scan.channel() < p.operands.channels ? state_before<T>(p, span, slot, scan.channel()) : nullptr);
+    scan.load_state(scan.channel() < p.operands.channels ? state_before<T>(p, span, slot, scan.channel())
+                                                         : nullptr);
     scan.template run<true>();
     if (p.final_state != nullptr && span.last)
       scan.store_state(static_cast<C*>(p.final_state) + span.sequence * state_size);

@@ -1,12 +1,12 @@
-// What a block of selective_scan walks: a sequence or, where channels are few and the sequence is long, a piece
-// of it. A sequence's pieces follow from its own length alone, so its bits do not depend on its neighbours.
+// What a block of selective_scan walks: a sequence or, where channels are few and the sequence is long, a
+// piece of it. A sequence's pieces follow from its own length alone, so its bits do not depend on its
+// neighbours.
 //
-// In pieces, a scan takes three steps: each piece alone from a zero state, for its last state and the sum of its
-// dt; from piece to piece, state = exp(A sum of dt) state + last state; each piece again, from the right state.
-// That is 1.9 times the exponentials, for blocks all over the GPU instead of on a few SMs.
+// In pieces, a scan takes three steps: each piece alone from a zero state, for its last state and the sum of
+// its dt; from piece to piece, state = exp(A sum of dt) state + last state; each piece again, from the right
+// state. That is 1.9 times the exponentials, for blocks all over the GPU instead of on a few SMs.
 #pragma once
 #include "cuda/device.cuh"
-#include "cuda/primitives/math.cuh"
 #include "ops/selective_scan.h"
 
 namespace hymba::cuda {
@@ -66,13 +66,13 @@ __device__ __forceinline__ bool find_span(const SelectiveScanParams& p, int64_t 
   if (piece >= count) return false;
   const int64_t offset = piece * kPieceTokens;
   const bool last = piece + 1 == count;
-  span = {sequence, all.batch,  all.begin + offset, last ? all.length - offset : kPieceTokens,
-          offset,   count == 1, last};
+  span = {sequence,   all.batch, all.begin + offset, last ? all.length - offset : kPieceTokens, offset,
+          count == 1, last};
   return true;
 }
 
-// The workspace where sequences may have pieces: of every slot the state [C, N] (first a piece's own last one,
-// then the one before it), behind all of them of every slot the sums of dt [C].
+// The workspace where sequences may have pieces: of every slot the state [C, N] (first a piece's own last
+// one, then the one before it), behind all of them of every slot the sums of dt [C].
 template <class T>
 struct PieceStates {
   using C = compute_t<T>;
@@ -89,18 +89,12 @@ struct PieceStates {
 
 // The state of channel `c` before a span, or null for zeros.
 template <class T>
-__device__ __forceinline__ const compute_t<T>* state_before(const SelectiveScanParams& p, const ScanSpan& span,
-                                                            int64_t slot, int64_t c) {
+__device__ __forceinline__ const compute_t<T>* state_before(const SelectiveScanParams& p,
+                                                            const ScanSpan& span, int64_t slot, int64_t c) {
   using C = compute_t<T>;
   if (!span.whole) return PieceStates<T>(p).states + (slot * p.operands.channels + c) * p.operands.states;
   if (p.initial_state.data == nullptr) return nullptr;
   return token_row<const C>(p.initial_state, span.sequence, c);
-}
-
-// A parameter of T or float.
-template <class T>
-__device__ __forceinline__ compute_t<T> parameter(const void* data, bool is_f32, int64_t i) {
-  return is_f32 ? compute_t<T>(static_cast<const float*>(data)[i]) : widen(static_cast<const T*>(data)[i]);
 }
 
 }  // namespace hymba::cuda

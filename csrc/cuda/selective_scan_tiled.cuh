@@ -1,18 +1,19 @@
 // The scan for 16-bit types, 16 states and inputs in whole 16-byte packs: the layer's own case.
 //
-// Bound by the special-function unit (one exponential a state, three a token and channel for softplus and gate), so
-// all else has to fit beside it. Of a block's eight warps, four workers scan tile i while four helpers fetch
-// tile i + 3 (cp.async), prepare i + 1 (softplus, dt x, channel-major) and finish i - 1 (D x, gate, rounding, 16-byte
-// stores): each quarter of an SM has a worker and a helper.
+// Bound by the special-function unit (one exponential a state, three a token and channel for softplus and
+// gate), so all else has to fit beside it. Of a block's eight warps, four workers scan tile i while four
+// helpers fetch tile i + 3 (cp.async), prepare i + 1 (softplus, dt x, channel-major) and finish i - 1 (D x,
+// gate, rounding, 16-byte stores): each quarter of an SM has a worker and a helper.
 //
-// A worker holds 16 channels by 8 states as an mma fragment, two channels and four states a lane. The sum over
-// states, C h, is the tensor cores': a token's h times the C of all eight tokens around it gives 16 channels by 8
-// sums, of which the token's own column is kept. (Adding up in one accumulator would take zeros in the other columns,
-// and 0 times an infinite state is not 0.) tf32 keeps 11 bits of h, enough for bfloat16; for float16 a second
-// product adds the rest. The state itself stays float.
+// A worker holds 16 channels by 8 states as an mma fragment, two channels and four states a lane. The sum
+// over states, C h, is the tensor cores': a token's h times the C of all eight tokens around it gives 16
+// channels by 8 sums, of which the token's own column is kept. (Adding up in one accumulator would take zeros
+// in the other columns, and 0 times an infinite state is not 0.) tf32 keeps 11 bits of h, enough for
+// bfloat16; for float16 a second product adds the rest. The state itself stays float.
 #pragma once
 #include "cuda/activations.cuh"
 #include "cuda/primitives/mma.cuh"
+#include "cuda/scan_step.cuh"
 #include "cuda/selective_scan_spans.cuh"
 #include "cuda/shared_memory.cuh"
 
@@ -22,7 +23,7 @@ constexpr int kTiledStates = 16, kTiledChannels = 32, kTiledTokens = 32;
 constexpr int kWorkers = 128, kHelpers = 128, kTiledThreads = kWorkers + kHelpers;
 constexpr int kStages = 4;  // tiles i - 1 (its x and z) to i + 2
 // Elements between rows: 16-byte packs, and rows begin in different banks.
-constexpr int kPackedRow = kTiledChannels + 8;  // of T
+constexpr int kPackedRow = kTiledChannels + 8;                             // of T
 constexpr int kTokenRow = kTiledTokens + 8, kStateRow = kTiledStates + 8;  // of floats
 constexpr int kHelperBarrier = 1;
 static_assert(kCheckpointInterval % kTiledTokens == 0 && kTiledTokens % 16 == 0);
@@ -53,7 +54,9 @@ struct TiledScanJob {
   int64_t channel;  // the first
   int tiles;
   int last_length;  // tokens of the last tile
-  __device__ __forceinline__ int length(int tile) const { return tile + 1 < tiles ? kTiledTokens : last_length; }
+  __device__ __forceinline__ int length(int tile) const {
+    return tile + 1 < tiles ? kTiledTokens : last_length;
+  }
 };
 
 __device__ __forceinline__ void store_pair(float* to, float first, float second) {
@@ -68,14 +71,15 @@ __device__ __forceinline__ void store_pair(float* to, float first, float second)
 template <class T>
 class TiledScanWorker {
  public:
-  __device__ TiledScanWorker(const SelectiveScanParams& p, const TiledScanTiles<T>& tiles, const TiledScanJob& job,
-                             int64_t slot)
+  __device__ TiledScanWorker(const SelectiveScanParams& p, const TiledScanTiles<T>& tiles,
+                             const TiledScanJob& job, int64_t slot)
       : p_(p), tiles_(tiles), job_(job) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int64_t c = job.channel + channel(i);
       const bool exists = c < p.operands.channels;
-      a_[i] = exists ? parameter<T>(p.operands.A, p.operands.A_is_f32, c * p.operands.A_stride + state(i)) * kLog2E
+      a_[i] = exists ? parameter<T>(p.operands.A, p.operands.A_is_f32, c * p.operands.A_stride + state(i)) *
+                           kLog2E
                      : 0.0f;
       const float* before = exists ? state_before<T>(p, job.span, slot, c) : nullptr;
       h_[i] = before != nullptr ? before[state(i)] : 0.0f;
@@ -122,11 +126,14 @@ class TiledScanWorker {
   __device__ __forceinline__ static int column() { return lane() % 4; }
   // Two warps have the same 16 channels and eight states each.
   __device__ __forceinline__ static int half() { return id() / kWarpSize % 2; }
-  __device__ __forceinline__ static int channel(int i) { return id() / (2 * kWarpSize) * 16 + row() + i / 2 * 8; }
+  __device__ __forceinline__ static int channel(int i) {
+    return id() / (2 * kWarpSize) * 16 + row() + i / 2 * 8;
+  }
   __device__ __forceinline__ static int state(int i) { return half() * 8 + column() * 2 + i % 2; }
 
-  // Where a lane finds the next eight tokens: dt and dt x of its first channel (the other one is eight rows on), B of
-  // its states, C of its states and one of the tokens; and where it puts its sums of two of the tokens.
+  // Where a lane finds the next eight tokens: dt and dt x of its first channel (the other one is eight rows
+  // on), B of its states, C of its states and one of the tokens; and where it puts its sums of two of the
+  // tokens.
   struct Rows {
     const float *delta, *input, *b, *c;
     float* y;
@@ -139,10 +146,10 @@ class TiledScanWorker {
     }
   };
 
-  // What a warp has fetched and computed before it comes to a token, so that it waits neither for shared memory nor
-  // for the special-function unit: a worker has its quarter of the SM nearly for itself.
+  // What a warp has fetched and computed before it comes to a token, so that it waits neither for shared
+  // memory nor for the special-function unit: a worker has its quarter of the SM nearly for itself.
   struct Ahead {
-    float decays[4][4];  // of the next four tokens: token, state
+    float decays[4][4];                    // of the next four tokens: token, state
     Pack<float, 4> input_low, input_high;  // their dt x, of the lane's two channels
     Pack<float, 2> b[4];
     Pack<float, 4> delta_low, delta_high;  // dt of the four tokens behind them
@@ -159,7 +166,9 @@ class TiledScanWorker {
 #pragma unroll
       for (int k = 0; k < 4; ++k) b[k] = load<2>(rows.b + (token + k) * kStateRow);
     }
-    __device__ __forceinline__ void load_c(const Rows& rows, int token) { c = load<2>(rows.c + token * kStateRow); }
+    __device__ __forceinline__ void load_c(const Rows& rows, int token) {
+      c = load<2>(rows.c + token * kStateRow);
+    }
     // The decays of one of the tokens that `delta` is of.
     __device__ __forceinline__ void decay(const float (&a)[4], int k) {
 #pragma unroll
@@ -250,20 +259,23 @@ class TiledScanHelper {
   using Pair = Pack<T, 2>;
 
  public:
-  __device__ TiledScanHelper(const SelectiveScanParams& p, const TiledScanTiles<T>& tiles, const TiledScanJob& job)
+  __device__ TiledScanHelper(const SelectiveScanParams& p, const TiledScanTiles<T>& tiles,
+                             const TiledScanJob& job)
       : in_(p.operands), tiles_(tiles), job_(job) {
-    const int64_t batch = job.span.batch, row = job.span.begin + copied_token(), column = job.channel + copied_pack();
+    const int64_t batch = job.span.batch, row = job.span.begin + copied_token(),
+                  column = job.channel + copied_pack();
     copies_ = column < in_.channels;
     x_ = token_row<const T>(in_.x, batch, row) + column;
     dt_ = token_row<const T>(in_.dt, batch, row) + column;
     z_ = token_row<const T>(in_.z, batch, row) + column;
     out_ = static_cast<T*>(in_.out) + (batch * in_.tokens + row) * in_.channels + column;
-    states_ = token_row<const T>(copies_c() ? in_.C : in_.B, batch, job.span.begin + state_token()) + state_pack();
+    states_ =
+        token_row<const T>(copies_c() ? in_.C : in_.B, batch, job.span.begin + state_token()) + state_pack();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int64_t c = min(job.channel + channel() + i, in_.channels - 1);
-      bias_[i] = in_.dt_bias != nullptr ? parameter<T>(in_.dt_bias, in_.dt_bias_is_f32, c) : 0.0f;
-      skip_[i] = in_.D != nullptr ? parameter<T>(in_.D, in_.D_is_f32, c) : 0.0f;
+      bias_[i] = parameter<T>(in_.dt_bias, in_.dt_bias_is_f32, c);
+      skip_[i] = parameter<T>(in_.D, in_.D_is_f32, c);
     }
   }
 
@@ -345,8 +357,8 @@ class TiledScanHelper {
       copy(tiles_.x + to, x_, in_.x, there);
       copy(tiles_.dt + to, dt_, in_.dt, there);
       if (in_.z.data != nullptr) copy(tiles_.z + to, z_, in_.z, there);
-      copy((copies_c() ? tiles_.c : tiles_.b) + (stage(tile) + state_token()) * kTiledStates + state_pack(), states_,
-           copies_c() ? in_.C : in_.B, state_token() < length);
+      copy((copies_c() ? tiles_.c : tiles_.b) + (stage(tile) + state_token()) * kTiledStates + state_pack(),
+           states_, copies_c() ? in_.C : in_.B, state_token() < length);
     }
     commit_copies();
   }
@@ -386,7 +398,8 @@ class TiledScanHelper {
 #pragma unroll
       for (int t = 0; t < 4; t += 2) {
         store_pair(tiles_.delta + to + i * kTokenRow + t * 8, delta[i][t], delta[i][t + 1]);
-        store_pair(tiles_.input + to + i * kTokenRow + t * 8, delta[i][t] * x[i][t], delta[i][t + 1] * x[i][t + 1]);
+        store_pair(tiles_.input + to + i * kTokenRow + t * 8, delta[i][t] * x[i][t],
+                   delta[i][t + 1] * x[i][t + 1]);
       }
     }
     constexpr int kStep = 2 * kHelpers / kTiledStates;  // tokens
@@ -430,7 +443,8 @@ __global__ void __launch_bounds__(kTiledThreads, 2) tiled_scan_kernel(SelectiveS
       block_barrier();
     }
     if (p.final_state != nullptr && job.span.last)
-      worker.store_state(static_cast<float*>(p.final_state) + job.span.sequence * p.operands.channels * kTiledStates);
+      worker.store_state(static_cast<float*>(p.final_state) +
+                         job.span.sequence * p.operands.channels * kTiledStates);
   } else {
     TiledScanHelper<T> helper(p, tiles, job);
     helper.start();

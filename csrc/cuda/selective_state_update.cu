@@ -10,31 +10,17 @@
 #include "ops/selective_state_update.h"
 
 #include "cuda/activations.cuh"
+#include "cuda/packs.cuh"
 #include "cuda/primitives/warp.cuh"
-#include "cuda/row_chunks.cuh"
+#include "cuda/scan_step.cuh"
 
 namespace hymba::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-// Left to itself, ptxas spills a few doubles to fit one more block.
+// Blocks an SM that ptxas should aim at; 0: its own choice, for which it would spill doubles.
 template <class T>
 constexpr int kMinBlocks = std::is_same_v<T, double> ? 1 : 0;
-
-__device__ __forceinline__ float exp2_of(float x) {
-  return exp2_approx(x);
-}
-__device__ __forceinline__ double exp2_of(double x) {
-  return exp2(x);
-}
-
-// Element `i` of T, or of float where `is_f32`; 0 where there is no array.
-template <class T>
-__device__ __forceinline__ compute_t<T> parameter(const void* data, bool is_f32, int64_t i) {
-  if (data == nullptr) return 0;
-  return is_f32 ? compute_t<T>(static_cast<const float*>(data)[i])
-                : compute_t<T>(widen(static_cast<const T*>(data)[i]));
-}
 
 // A lane's part of a row of N states: pack j of lane l begins at state (j kLanes + l) kPack. kPacks: rows can
 // be read in packs, and N is a whole number of them.
@@ -56,7 +42,7 @@ class LaneStates {
     for (int j = 0; j < kParts; ++j) {
 #pragma unroll
       for (C& value : out[j]) value = 0;
-      if (left(j) > 0) load_chunk<kPacks>(out[j], row + begin(j), left(j));
+      if (left(j) > 0) load_run<kPacks>(out[j], row + begin(j), left(j));
     }
   }
   // A row of the state, which changes in place.
@@ -77,7 +63,7 @@ class LaneStates {
   __device__ __forceinline__ void store_state(C* row, const Row& state) const {
 #pragma unroll
     for (int j = 0; j < kParts; ++j)
-      if (left(j) > 0) store_chunk<kPacks>(row + begin(j), state[j], left(j));
+      if (left(j) > 0) store_run<kPacks>(row + begin(j), state[j], left(j));
   }
 
   // Whether state i of pack j exists. One that does not must stay out of sums: 0 * infinity is NaN.
@@ -119,6 +105,10 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T>)
   } else {
     states.load_row(A, static_cast<const T*>(in.A) + channel * in.A_stride);
   }
+#pragma unroll
+  for (auto& part : A)
+#pragma unroll
+    for (C& a : part) a *= C(kScanLog2E);
   const C dt_bias = parameter<T>(in.dt_bias, in.dt_bias_is_f32, channel);
   const C skip = parameter<T>(in.D, in.D_is_f32, channel);
   const T *x_at = token_row<const T>(in.x, b, 0) + channel,
@@ -133,14 +123,14 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T>)
     C dt = widen(*dt_at) + dt_bias;
     if (in.dt_softplus) dt = softplus(dt);
 
-    const C exponent = dt * C(1.4426950408889634074), input = dt * x;
+    const C input = dt * x;
     C y = 0;
 #pragma unroll
     for (int j = 0; j < kParts; ++j)
 #pragma unroll
       for (int i = 0; i < kPackCount<C>; ++i)
         if (states.exists(j, i)) {
-          h[j][i] = exp2_of(exponent * A[j][i]) * h[j][i] + input * B_t[j][i];
+          h[j][i] = decay_factor<T>(dt, A[j][i]) * h[j][i] + input * B_t[j][i];
           y += C_t[j][i] * h[j][i];
         }
     y = warp_sum<kLanes>(y) + skip * x;
@@ -163,7 +153,7 @@ int launch_states(const SelectiveStateUpdateParams& p, void* stream) {
   const ScanOperands& in = p.operands;
   const bool packs = in.states % kPack == 0 && rows_in_packs<C, kPack>(p.state) &&
                      rows_in_packs<T, kPack>(in.B) && rows_in_packs<T, kPack>(in.C) &&
-                     weight_in_packs(in.A) && in.A_stride % kPack == 0;
+                     aligned_to_packs(in.A) && in.A_stride % kPack == 0;
   const int64_t blocks = p.batch * ((in.channels + kChannels - 1) / kChannels);
   const LaunchShape shape{static_cast<unsigned>(blocks), kThreads};
   return packs ? launch_kernel(selective_state_update_kernel<T, true, kLanes, kParts>, shape, stream, p)

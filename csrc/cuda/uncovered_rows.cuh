@@ -10,8 +10,8 @@ namespace hymba::cuda {
 constexpr int kClearThreads = 256, kMostClearBlocks = 64;
 
 template <class T>
-__global__ void __launch_bounds__(kClearThreads) clear_uncovered_rows_kernel(Sequences sequences, T* out,
-                                                                             int64_t columns) {
+__global__ void __launch_bounds__(kClearThreads)
+    clear_uncovered_rows_kernel(Sequences sequences, T* out, int64_t columns) {
   const int64_t end = sequences.tokens * columns;
   int64_t i = covered_tokens(sequences) * columns + int64_t(blockIdx.x) * kClearThreads + threadIdx.x;
   for (; i < end; i += gridDim.x * kClearThreads) out[i] = T{};

@@ -1,4 +1,5 @@
-// Matrix products of a warp on the tensor cores. Lane l holds row g = l / 4 and column q = l % 4 of a fragment.
+// Matrix products of a warp on the tensor cores. Lane l holds row g = l / 4 and column q = l % 4 of a
+// fragment.
 #pragma once
 #include "core/dtype.h"
 #include "cuda/device.cuh"
@@ -98,13 +99,16 @@ void load_matrices_lanes(void* const* arguments, uint32_t) {
 }  // namespace detail
 #endif
 
-// sum[16][8] += a[16][8] b[8][8] in tf32 (11 bits of mantissa), added in float. The whole warp calls; a lane has
+// sum[16][8] += a[16][8] b[8][8] in tf32 (11 bits of mantissa), added in float. The whole warp calls; a lane
+// has
 //   sum: rows g, g, g + 8, g + 8 of columns 2q, 2q + 1, 2q, 2q + 1
 //   a:   rows g, g + 8, g, g + 8 of columns q, q, q + 4, q + 4
 //   b:   rows q, q + 4 of column g
-__device__ __forceinline__ void mma_tf32(float (&sum)[4], const float (&a)[4], const float (&b)[2] HYMBA_SITE) {
+__device__ __forceinline__ void mma_tf32(float (&sum)[4], const float (&a)[4],
+                                         const float (&b)[2] HYMBA_SITE) {
 #ifdef __CUDACC__
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
       : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
       : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
         "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));

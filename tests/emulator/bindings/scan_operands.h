@@ -6,9 +6,9 @@
 namespace hymba::emulator {
 
 // All but `out`.
-inline ScanOperands scan_operands(const Array& x, const Array& dt, const Array& A, const Array& B, const Array& C,
-                                  const OptionalArray& D, const OptionalArray& z, const OptionalArray& dt_bias,
-                                  bool dt_softplus) {
+inline ScanOperands scan_operands(const Array& x, const Array& dt, const Array& A, const Array& B,
+                                  const Array& C, const OptionalArray& D, const OptionalArray& z,
+                                  const OptionalArray& dt_bias, bool dt_softplus) {
   return {
       .x = step_view(x),
       .dt = step_view(dt),

@@ -1,6 +1,6 @@
-// Rows in chunks, shared by norms, convolutions and state updates: kCount neighbouring elements that a thread
-// takes at once, in packs where every chunk is aligned, else element by element. A chunk belongs to the same
-// thread either way, so sums over a row have the same order, and a row the same bits, wherever it lies in
+// Runs of kCount neighbouring elements that a thread takes at once, shared by the convolutions and the state
+// updates: in packs where all of them are aligned (kPacks), else element by element. A run belongs to the
+// same thread either way, so that sums have the same order, and rows the same bits, wherever they lie in
 // memory.
 #pragma once
 #include "core/dtype.h"
@@ -12,10 +12,10 @@
 
 namespace hymba::cuda {
 
-// A chunk of global memory as compute values; elements from `left` on are zero. `S` is the rows' type, or
-// float for weights in float32, which may take several packs.
+// A run of memory that nobody writes, as compute values; elements from `left` on are zero. `S` is T, or float
+// for parameters in float32, which may take several packs.
 template <bool kPacks, class C, int kCount, class S>
-__device__ __forceinline__ void load_chunk(C (&out)[kCount], const S* p, int64_t left) {
+__device__ __forceinline__ void load_run(C (&out)[kCount], const S* p, int64_t left) {
   if constexpr (kPacks) {
     constexpr int kPart = kPackCount<S> < kCount ? kPackCount<S> : kCount;
 #pragma unroll
@@ -30,19 +30,19 @@ __device__ __forceinline__ void load_chunk(C (&out)[kCount], const S* p, int64_t
   }
 }
 
-// Elements d and on of a weight, which is of type T or float32.
+// Elements d and on of an array that is of type T or float32.
 template <bool kPacks, class T, int kCount>
-__device__ __forceinline__ void load_weights(compute_t<T> (&out)[kCount], const void* weight, bool is_f32,
-                                             int64_t d, int64_t left) {
+__device__ __forceinline__ void load_parameters(compute_t<T> (&out)[kCount], const void* data, bool is_f32,
+                                                int64_t d, int64_t left) {
   if (is_f32) {
-    load_chunk<kPacks>(out, static_cast<const float*>(weight) + d, left);
+    load_run<kPacks>(out, static_cast<const float*>(data) + d, left);
   } else {
-    load_chunk<kPacks>(out, static_cast<const T*>(weight) + d, left);
+    load_run<kPacks>(out, static_cast<const T*>(data) + d, left);
   }
 }
 
 template <bool kPacks, class T, int kCount>
-__device__ __forceinline__ void store_chunk(T* p, const compute_t<T> (&values)[kCount], int64_t left) {
+__device__ __forceinline__ void store_run(T* p, const compute_t<T> (&values)[kCount], int64_t left) {
   const Pack<T, kCount> rounded = narrow<T>(values);
   if constexpr (kPacks) {
     store(p, rounded);
@@ -60,16 +60,15 @@ bool rows_in_packs(const RowView& rows) {
   for (int i = 0; i < 3; ++i) aligned = aligned && (rows.size[i] == 1 || rows.stride[i] % kCount == 0);
   return aligned;
 }
-
 template <class T, int kCount>
 bool rows_in_packs(const TokensView& rows) {
   return packs_aligned<kCount>(static_cast<const T*>(rows.data), rows.token_stride) &&
          rows.batch_stride % kCount == 0;
 }
 
-// Whether a weight of any type can be read in packs of 16 bytes or less; none can.
-inline bool weight_in_packs(const void* weight) {
-  return reinterpret_cast<uintptr_t>(weight) % 16 == 0;
+// Whether packs of 16 bytes can be read at `data`, or there is nothing to read.
+inline bool aligned_to_packs(const void* data) {
+  return reinterpret_cast<uintptr_t>(data) % 16 == 0;
 }
 
 }  // namespace hymba::cuda
