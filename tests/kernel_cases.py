@@ -47,6 +47,12 @@ def unaligned(x):
     return view
 
 
+def odd_rows(x):
+    """x in rows of an odd length: the base is aligned, most rows are not."""
+    odd = x.shape[-1] + 1 + x.shape[-1] % 2
+    return torch.full((*x.shape[:-1], odd), float("nan"), dtype=x.dtype, device=x.device)[..., : x.shape[-1]].copy_(x)
+
+
 LAYOUTS = [pytest.param(f, id=f.__name__) for f in (dense, strided, unaligned)]
 
 

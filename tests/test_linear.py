@@ -1,11 +1,6 @@
-"""linear and gated_linear against python_reference: sizes around tiles, layouts, gradients, which product is used."""
+"""linear and gated_linear against python_reference: sizes around tiles, layouts, gradients."""
 
 from __future__ import annotations
-
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +16,7 @@ from kernel_cases import (
     assert_threads_do_not_matter,
     bad_input,
     dense,
+    odd_rows,
     randn,
 )
 from tolerance import assert_close, check_against_reference, to_float64
@@ -57,28 +53,35 @@ def make_arguments(name, *shape, outputs, dtype=torch.float32, layout=dense):
     return (x, layout(gate) if gate.numel() else gate, weight), {}
 
 
-def check(name, args, kwargs, dtype):
-    return check_against_reference(getattr(F, name), getattr(reference, name), *args, dtype=dtype, **kwargs)
+def check(name, args, kwargs, dtype, ops=F):
+    return check_against_reference(getattr(ops, name), getattr(reference, name), *args, dtype=dtype, **kwargs)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("bias,residual", EXTRAS)
-def test_matches_reference(bias, residual, layout, dtype):
+def test_matches_reference(ops, bias, residual, layout, dtype):
     for shape, outputs in (((2, 9, 40), 70), ((3, 330), 33)):
         x, weight, extras = make_inputs(
             *shape, outputs=outputs, bias=bias, residual=residual, dtype=dtype, layout=layout
         )
-        check("linear", (x, weight), extras, dtype)
+        check("linear", (x, weight), extras, dtype, ops)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_gated_matches_reference(layout, dtype):
+def test_gated_matches_reference(ops, layout, dtype):
     for shape, outputs in (((2, 9, 40), 70), ((3, 330), 33)):
-        check(
-            "gated_linear", *make_arguments("gated_linear", *shape, outputs=outputs, dtype=dtype, layout=layout), dtype
-        )
+        args, kwargs = make_arguments("gated_linear", *shape, outputs=outputs, dtype=dtype, layout=layout)
+        check("gated_linear", args, kwargs, dtype, ops)
+
+
+# csrc/cuda/linear.cu: a block has 256 chunks, of 16 bytes or, where rows are not whole packs, of one element.
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("rows,outputs", [(1, 8), (31, 64), (32, 64), (33, 64), (85, 3), (64, 4), (257, 1)])
+def test_epilogue_sizes_around_blocks(ops, rows, outputs, name, dtype):
+    check(name, *make_arguments(name, rows, 9, outputs=outputs, dtype=dtype), dtype, ops)
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -109,20 +112,21 @@ SHAPES = [(8,), (5, 8), (2, 3, 8), (2, 3, 4, 8), (0, 8), (2, 0, 8)]
 @pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("outputs", [1, 6, 0])
-def test_ranks_and_empty_sizes(shape, outputs, name):
-    out = check(name, *make_arguments(name, *shape, outputs=outputs), torch.float32)
+def test_ranks_and_empty_sizes(ops, shape, outputs, name):
+    out = check(name, *make_arguments(name, *shape, outputs=outputs), torch.float32, ops)
     assert out.shape == (*shape[:-1], outputs)
 
 
-def test_expanded_residual_and_weight_rows():
+def test_views_as_residual_and_weight(ops):
     x, weight, _ = make_inputs(6, 9, outputs=20)
-    residual = randn(1, 20, seed=5).expand(6, 20)
-    check("linear", (x, weight[:1].expand(20, 9)), {"residual": residual}, torch.float32)
+    residual = randn(1, 20, seed=5)
+    for view in (residual.expand(6, 20), odd_rows(residual.repeat(6, 1))):
+        check("linear", (x, weight[:1].expand(20, 9)), {"residual": view}, torch.float32, ops)
 
 
-def test_residual_may_be_x():
+def test_residual_may_be_x(ops):
     x, weight, _ = make_inputs(7, 40, outputs=40)
-    check("linear", (x, weight), {"residual": x}, torch.float32)
+    check("linear", (x, weight), {"residual": x}, torch.float32, ops)
 
 
 # A weight of one row or column: then the value reaches one row or column of the result.
@@ -137,20 +141,20 @@ PLACES = {
 @pytest.mark.parametrize("rows", [12, 40])
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
-def test_nan_and_inf_stand_where_the_reference_has_them(value, place, rows):
+def test_nan_and_inf_stand_where_the_reference_has_them(ops, value, place, rows):
     x, weight, extras = make_inputs(rows, 330, outputs=40, bias=True, residual=True)
     PLACES[place](x, weight, **extras)[17] = value
-    out = check("linear", (x, weight), extras, torch.float32)
+    out = check("linear", (x, weight), extras, torch.float32, ops)
     bad = ~torch.isfinite(out)
     assert bad.any() and bad.sum() <= {"x": 40, "weight": rows, "bias": rows, "residual": 1}[place]
 
 
 @pytest.mark.parametrize("place", ["x", "gate_weight", "weight"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
-def test_gated_nan_and_inf_stand_where_the_reference_has_them(value, place):
+def test_gated_nan_and_inf_stand_where_the_reference_has_them(ops, value, place):
     (x, gate_weight, weight), _ = make_arguments("gated_linear", 12, 330, outputs=40)
     {"x": x, "gate_weight": gate_weight, "weight": weight}[place][9, 17] = value
-    out = check("gated_linear", (x, gate_weight, weight), {}, torch.float32)
+    out = check("gated_linear", (x, gate_weight, weight), {}, torch.float32, ops)
     bad = ~torch.isfinite(out)
     assert bad.any() and bad.sum() <= {"x": 40, "gate_weight": 12, "weight": 12}[place]
 
@@ -160,83 +164,6 @@ def test_gated_nan_and_inf_stand_where_the_reference_has_them(value, place):
 def test_threads_do_not_change_bits(rows, outputs, name):
     args, kwargs = make_arguments(name, rows, 330, outputs=outputs)
     assert_threads_do_not_matter(lambda: getattr(F, name)(*args, **kwargs))
-
-
-# ---- Which product is used: read from the environment once in a process, so these checks have one of their own ----
-
-
-def run_with_products(products, *functions):
-    """Calls this file's functions in a new process with HYMBA_OPS_CPU_PRODUCTS=products; returns the process."""
-    tests = Path(__file__).resolve().parent
-    calls = "; ".join(f"t.{function}()" for function in functions)
-    code = f"import sys; sys.path[:0] = [{str(tests)!r}, {str(tests.parent)!r}]; import test_linear as t; {calls}"
-    environment = os.environ | {"HYMBA_OPS_CPU_PRODUCTS": products}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
-
-
-def check_rows_do_not_depend_on_others():
-    """Every row alone, and every smaller batch, has the bits that it has in the whole one."""
-    for name in OPS:
-        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-            for inner, outputs in ((9, 33), (650, 65)):
-                args, kwargs = make_arguments(name, 1020, inner, outputs=outputs, dtype=dtype)
-                op = getattr(F, name)
-
-                def part(rows, op=op, args=args, kwargs=kwargs):
-                    return op(args[0][rows], *args[1:], **{key: t[rows] for key, t in kwargs.items()})
-
-                whole = part(slice(None))
-                for start in (*range(20), 503, 504, 505, 1019):
-                    assert torch.equal(part(slice(start, start + 1)), whole[start : start + 1]), (name, dtype, start)
-                for count in ROWS:
-                    assert torch.equal(part(slice(3, 3 + count)), whole[3 : 3 + count]), (name, dtype, count)
-
-
-def check_against_reference_in_every_dtype():
-    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        for shape, outputs in (((40,), 17), ((2, 3, 330), 33), ((70, 90), 65), ((2, 8), 0), ((0, 8), 5)):
-            for name in OPS:
-                check(name, *make_arguments(name, *shape, outputs=outputs, dtype=dtype), dtype)
-
-
-def check_the_library_is_used():
-    x, weight, _ = make_inputs(64, 650, outputs=65)
-    assert torch.equal(F.linear(x, weight), torch.mm(x, weight.T))
-
-
-def check_own_products_are_used():
-    x, weight, _ = make_inputs(64, 650, outputs=65)
-    assert not torch.equal(F.linear(x, weight), torch.mm(x, weight.T))
-
-
-def print_refusal():
-    for name in OPS:
-        args, kwargs = make_arguments(name, 3, 8, outputs=5)
-        try:
-            getattr(F, name)(*args, **kwargs)
-        except ValueError as error:
-            print(error)
-
-
-PRODUCT_CHECKS = {
-    "own": (check_own_products_are_used, check_against_reference_in_every_dtype, check_rows_do_not_depend_on_others),
-    "library": (check_the_library_is_used, check_against_reference_in_every_dtype),
-}
-
-
-@pytest.mark.skipif(DEVICE != "cpu", reason="the CPU's choice")
-@pytest.mark.parametrize("products", PRODUCT_CHECKS)
-def test_products(products):
-    done = run_with_products(products, *(check.__name__ for check in PRODUCT_CHECKS[products]))
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.skipif(DEVICE != "cpu", reason="the CPU's choice")
-@pytest.mark.parametrize("products", ["mkl", "", "OWN"])
-def test_other_products_are_refused(products):
-    done = run_with_products(products, "print_refusal")
-    refusal = f"HYMBA_OPS_CPU_PRODUCTS must be own or library, got '{products}'"
-    assert done.stdout.count(refusal) == len(OPS), done.stdout + done.stderr
 
 
 # ---- torch.library, torch.compile, gradients ----

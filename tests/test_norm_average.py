@@ -15,7 +15,10 @@ from kernel_cases import (
     assert_threads_do_not_matter,
     bad_input,
     dense,
+    odd_rows,
     randn,
+    strided,
+    unaligned,
 )
 from tolerance import check_against_reference
 
@@ -33,6 +36,22 @@ def make_inputs(*shape, dtype=torch.float32, layout=dense, f32_weights=False):
 def test_matches_reference(ops, D, layout, dtype):
     check_against_reference(ops.norm_average, reference.norm_average, *make_inputs(2, 3, D, dtype=dtype, layout=layout),
                             dtype=dtype)  # fmt: skip
+
+
+# csrc/cuda/norm_average.cu: registers hold rows of up to 8 KB in packs; others are read twice.
+@pytest.mark.parametrize("D", [2044, 2048, 2052, 4100], ids=lambda d: f"D{d}")
+def test_widths_around_what_registers_hold(ops, D):
+    check_against_reference(ops.norm_average, reference.norm_average, *make_inputs(2, D), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("D", [40, 3200], ids=lambda d: f"D{d}")
+def test_layouts_and_neighbours_do_not_change_bits(ops, D, dtype):
+    attn, ssm, *weights = make_inputs(5, D, dtype=dtype)
+    out = ops.norm_average(attn, ssm, *weights)
+    for layout in (strided, unaligned, odd_rows):
+        assert torch.equal(ops.norm_average(layout(attn), layout(ssm), *weights), out)
+    assert torch.equal(ops.norm_average(attn[2:4], ssm[2:4], *weights), out[2:4])
 
 
 @pytest.mark.parametrize("shape", [(40,), (7, 40), (2, 3, 40), (2, 3, 4, 40), (0, 40), (2, 0, 40)], ids=str)

@@ -15,6 +15,7 @@ from kernel_cases import (
     assert_compiles_once,
     assert_threads_do_not_matter,
     bad_input,
+    odd_rows,
     randn,
     strided,
     unaligned,
@@ -84,9 +85,10 @@ def test_slice_of_a_projection(ops):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_layouts_and_neighbours_do_not_change_bits(ops, dtype):
-    x, positions = randn(1, 19, 3, 32, dtype=dtype), integers(range(19))
+    x, positions = randn(1, 24, 8, 32, dtype=dtype), integers(range(24))
     out = ops.rotary(x, positions, frequencies(32))
-    for other in (strided(x), unaligned(x)):
+    odd_tokens = odd_rows(x.flatten(-2)).unflatten(-1, (8, 32))  # their heads are aligned, and odd_rows(x)'s tokens
+    for other in (strided(x), unaligned(x), odd_rows(x), odd_tokens):
         assert torch.equal(ops.rotary(other, positions, frequencies(32)), out)
     assert torch.equal(ops.rotary(x[:, 3:9], positions[3:9], frequencies(32)), out[:, 3:9])
 

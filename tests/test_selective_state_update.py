@@ -85,6 +85,16 @@ def test_optional_parts(ops):
     check(ops, make_state(3), inputs, dtype=torch.float32, dt_softplus=False)
 
 
+@pytest.mark.parametrize("name", ["state", "B", "C"])
+def test_rows_of_a_batch_at_odd_distances(ops, name):
+    inputs = {**make_inputs(2), "state": make_state(3)}
+    x = inputs[name]
+    apart = torch.full((3, x[0].numel() + 1), float("nan"), device=DEVICE)
+    inputs[name] = apart[:, : x[0].numel()].view_as(x)  # each row is contiguous
+    inputs[name].copy_(x)
+    check(ops, inputs.pop("state"), inputs, dtype=torch.float32)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("N", [16, 20, 17])

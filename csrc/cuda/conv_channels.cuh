@@ -6,7 +6,7 @@
 // give the same bits.
 #pragma once
 #include "cuda/activations.cuh"
-#include "cuda/row_chunks.cuh"
+#include "cuda/packs.cuh"
 #include "ops/causal_conv1d.h"
 
 namespace hymba::cuda {
@@ -30,7 +30,8 @@ class ConvChannels {
     } else {
       set_taps(static_cast<const T*>(filter.weight), filter.weight_stride, channel);
     }
-    if (filter.bias != nullptr) load_weights<true, T>(bias_, filter.bias, filter.bias_is_f32, channel, kPack);
+    if (filter.bias != nullptr)
+      load_parameters<true, T>(bias_, filter.bias, filter.bias_is_f32, channel, kPack);
   }
 
   __device__ __forceinline__ int width() const { return kAnyWidth ? width_ : kWidth; }
@@ -71,7 +72,7 @@ class ConvChannels {
 #pragma unroll
       for (int begin = 0; begin < kPack * kWidth; begin += kPack) {
         C values[kPack];
-        load_chunk<true>(values, weight + channel * kWidth + begin, kPack);
+        load_run<true>(values, weight + channel * kWidth + begin, kPack);
 #pragma unroll
         for (int i = 0; i < kPack; ++i) taps_[(begin + i) % kWidth][(begin + i) / kWidth] = values[i];
       }
@@ -139,7 +140,7 @@ class ConvChannels {
 
 // Whether a pack of channels finds its taps in whole packs.
 inline bool taps_in_packs(const ConvFilter& filter) {
-  return filter.weight_stride == filter.width && weight_in_packs(filter.weight);
+  return filter.weight_stride == filter.width && aligned_to_packs(filter.weight);
 }
 
 // Calls launch(kPack, kWidth), two integral constants, for the variant that serves the filter. `packs`: all
@@ -148,7 +149,7 @@ template <class T, class Launch>
 int with_conv_variant(const ConvFilter& filter, bool packs, const Launch& launch) {
   constexpr std::integral_constant<int, kPackCount<T>> pack;
   constexpr std::integral_constant<int, kMaxConvWidth> any_width;
-  if (!packs || filter.channels % pack != 0 || !weight_in_packs(filter.bias))
+  if (!packs || filter.channels % pack != 0 || !aligned_to_packs(filter.bias))
     return launch(std::integral_constant<int, 1>{}, any_width);
   if (taps_in_packs(filter)) {
     if (filter.width == 2) return launch(pack, std::integral_constant<int, 2>{});

@@ -6,7 +6,7 @@
 
 #include "cuda/activations.cuh"
 #include "cuda/primitives/memory.cuh"
-#include "cuda/row_chunks.cuh"
+#include "cuda/row_tile.cuh"  // rows_in_packs
 
 namespace hymba::cuda {
 namespace {

@@ -10,14 +10,14 @@
 #include "ops/selective_state_update.h"
 
 #include "cuda/activations.cuh"
+#include "cuda/packs.cuh"
 #include "cuda/primitives/warp.cuh"
-#include "cuda/row_chunks.cuh"
 
 namespace hymba::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-// Left to itself, ptxas spills a few doubles to fit one more block.
+// Blocks an SM that ptxas should aim at; 0: its own choice, for which it would spill doubles.
 template <class T>
 constexpr int kMinBlocks = std::is_same_v<T, double> ? 1 : 0;
 
@@ -56,7 +56,7 @@ class LaneStates {
     for (int j = 0; j < kParts; ++j) {
 #pragma unroll
       for (C& value : out[j]) value = 0;
-      if (left(j) > 0) load_chunk<kPacks>(out[j], row + begin(j), left(j));
+      if (left(j) > 0) load_run<kPacks>(out[j], row + begin(j), left(j));
     }
   }
   // A row of the state, which changes in place.
@@ -77,7 +77,7 @@ class LaneStates {
   __device__ __forceinline__ void store_state(C* row, const Row& state) const {
 #pragma unroll
     for (int j = 0; j < kParts; ++j)
-      if (left(j) > 0) store_chunk<kPacks>(row + begin(j), state[j], left(j));
+      if (left(j) > 0) store_run<kPacks>(row + begin(j), state[j], left(j));
   }
 
   // Whether state i of pack j exists. One that does not must stay out of sums: 0 * infinity is NaN.
@@ -163,7 +163,7 @@ int launch_states(const SelectiveStateUpdateParams& p, void* stream) {
   const ScanOperands& in = p.operands;
   const bool packs = in.states % kPack == 0 && rows_in_packs<C, kPack>(p.state) &&
                      rows_in_packs<T, kPack>(in.B) && rows_in_packs<T, kPack>(in.C) &&
-                     weight_in_packs(in.A) && in.A_stride % kPack == 0;
+                     aligned_to_packs(in.A) && in.A_stride % kPack == 0;
   const int64_t blocks = p.batch * ((in.channels + kChannels - 1) / kChannels);
   const LaunchShape shape{static_cast<unsigned>(blocks), kThreads};
   return packs ? launch_kernel(selective_state_update_kernel<T, true, kLanes, kParts>, shape, stream, p)

@@ -6,7 +6,7 @@ namespace hymba::emulator {
 namespace {
 
 // What linear and gated_linear do behind the library's product `out`, which is contiguous as `gate` is.
-void linear_epilogue(const Array& out, const OptionalArray& gate, const OptionalArray& residual) {
+void linear(const Array& out, const OptionalArray& gate, const OptionalArray& residual) {
   const RowView rows = row_view(out);
   const LinearEpilogueParams params{
       .out = out.data(),
@@ -16,13 +16,13 @@ void linear_epilogue(const Array& out, const OptionalArray& gate, const Optional
       .outputs = out.shape(out.ndim() - 1),
       .dtype = dtype_of(out),
   };
-  if (out.size() > 0) run(cuda::linear_epilogue, params);
+  run(cuda::linear_epilogue, params);
 }
 
 }  // namespace
 
 void bind_linear(Registry& registry) {
-  registry.def("linear_epilogue", linear_epilogue);
+  registry.def("linear", linear);
 }
 
 }  // namespace hymba::emulator

@@ -1,4 +1,6 @@
-"""A chunk of 32 rows a thread, four in a round of the loop with SiLU; one sequence, so no search and no row without one."""
+"""A chunk of 32 rows a thread, four in a round of the loop with SiLU. One sequence: no search, no row without one."""
+
+import math
 
 from tools.sass_model.kernels import INNER, META_TOKENS, TOKENS, Plan, Workload, most, rounds
 from tools.sass_model.predict import KernelModel
@@ -19,7 +21,7 @@ WORKLOADS = [
         kernel="causal_conv1d_kernel<bfloat16, 8, 4>",
         what="1.5B layer, 8192 + 128 tokens, bf16",
         tokens=_ROWS,
-        blocks=_ROWS // _CHUNK * (INNER // _PACK) // _THREADS,
+        blocks=math.ceil(_ROWS // _CHUNK * (INNER // _PACK) / _THREADS),
         device_bytes=2 * INNER * (_ROWS + _ROWS * (1 + (_WIDTH - 1) / _CHUNK)),  # a chunk re-reads three rows
         plan=_plan,
     )
