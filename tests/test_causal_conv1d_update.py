@@ -9,7 +9,6 @@ import python_reference as reference
 from hymba_ops import functional as F
 
 from kernel_cases import (
-    DEVICE,
     DTYPES,
     LAYOUTS,
     assert_threads_do_not_matter,
@@ -25,7 +24,7 @@ WIDTHS = [pytest.param(C, id=f"C{C}") for C in (37, 40)]  # the CUDA kernel take
 
 
 def slots(*values):
-    return torch.tensor(values, dtype=torch.int32, device=DEVICE)
+    return torch.tensor(values, dtype=torch.int32)
 
 
 def make_inputs(n, *, B=3, C=37, K=4, rows=None, dtype=torch.float32, layout=dense):

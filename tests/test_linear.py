@@ -9,7 +9,6 @@ import python_reference as reference
 from hymba_ops import functional as F
 
 from kernel_cases import (
-    DEVICE,
     DTYPES,
     LAYOUTS,
     assert_compiles_once,

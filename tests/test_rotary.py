@@ -68,7 +68,8 @@ def test_positions_of_each_row(ops, dtype):
 @pytest.mark.parametrize("farthest", [1_000, 1_000_000, 2**30])
 def test_far_positions_keep_float32_accuracy(ops, farthest):
     """The argument reduction must not lose bits."""
-    positions = torch.randint(0, farthest, (1, 4000), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
+    seeded = torch.Generator().manual_seed(0)
+    positions = torch.randint(0, farthest, (1, 4000), dtype=torch.int32, generator=seeded, device="cpu")
     x, positions = torch.ones(1, 4000, 1, 16, device=DEVICE), positions.to(DEVICE)
     inv_freq = frequencies(16, 3.0)
     exact = reference.rotary(x.double(), positions, inv_freq)

@@ -25,7 +25,7 @@ TOKEN_INPUTS = ("x", "dt", "B", "C", "z")
 
 
 def slots(*values):
-    return torch.tensor(values, dtype=torch.int32, device=DEVICE)
+    return torch.tensor(values, dtype=torch.int32)
 
 
 def make_inputs(n, *, B=3, C=20, N=16, dtype=torch.float32, layout=dense):
