@@ -96,8 +96,8 @@ LONG_MASKS = [
 @pytest.mark.parametrize("mask", LONG_MASKS)
 @pytest.mark.parametrize("T", [1, SPLIT_QUERIES, SPLIT_QUERIES + 1, 60])
 @pytest.mark.parametrize("S", [SEGMENT - 1, SEGMENT, SEGMENT + 1, 2 * SEGMENT, 2 * SEGMENT + 1, 1500])
-def test_sizes_around_segments(ops, S, T, mask):
-    check(ops, *make_inputs(T, S, B=2, heads=(4, 2)), dtype=torch.float32, **mask)
+def test_sizes_around_segments(S, T, mask):
+    check(F, *make_inputs(T, S, B=2, heads=(4, 2)), dtype=torch.float32, **mask)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -109,16 +109,70 @@ def test_segments_in_every_dtype(ops, T, dtype):
 @pytest.mark.parametrize("mask", LONG_MASKS)
 @pytest.mark.parametrize("heads", [(2, 2), (5, 1)], ids=["group1", "group5"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rows_do_not_depend_on_how_a_sequence_is_cut(ops, dtype, heads, mask):
+def test_rows_do_not_depend_on_how_a_sequence_is_cut(dtype, heads, mask):
     """Queries [a, b) on the keys [0, b) have the bits, lse's too, that they have in the whole sequence."""
     q, k, v = make_inputs(1500, heads=heads, dtype=dtype)
-    out, lse = ops.attention(q, k, v, return_lse=True, **mask)
+    out, lse = F.attention(q, k, v, return_lse=True, **mask)
     ends = 1, 17, KEY_TILE, KEY_TILE + 1, SEGMENT - 1, SEGMENT, SEGMENT + 1, 1024, 1030, 1500
     for b, T in itertools.product(ends, (1, 2, 5, SPLIT_QUERIES, SPLIT_QUERIES + 1, 100)):
+        rows = slice(max(b - T, 0), b)
+        part, part_lse = F.attention(q[:, rows], k[:, :b], v[:, :b], return_lse=True, **mask)
+        assert torch.equal(part, out[:, rows]), (b, T)
+        assert torch.equal(part_lse, lse[:, rows]), (b, T)
+
+
+# ---- CUDA: blocks of 64 or 32 rows (query, head of the group), tiles of 64 or 32 keys ----
+
+
+@pytest.mark.parametrize("mask", [{}, {"window": 90, "num_meta": 3}], ids=["global", "window90-meta3"])
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+def test_rows_do_not_depend_on_calls_around_tiles(ops, dtype, mask):
+    q, k, v = make_inputs(200, dtype=dtype)
+    out, lse = ops.attention(q, k, v, return_lse=True, **mask)
+    for b, T in itertools.product((1, 31, 32, 64, 65, 200), (1, 13, 40)):
         rows = slice(max(b - T, 0), b)
         part, part_lse = ops.attention(q[:, rows], k[:, :b], v[:, :b], return_lse=True, **mask)
         assert torch.equal(part, out[:, rows]), (b, T)
         assert torch.equal(part_lse, lse[:, rows]), (b, T)
+
+
+@pytest.mark.parametrize("heads", [(1, 1), (25, 5), (200, 1)], ids=lambda h: f"heads{h[0]}over{h[1]}")
+@pytest.mark.parametrize(
+    "dims", [(64, 128), (64, 64), (80, 128), (256, 256), (17, 33), (7, 250), (72, 8)], ids=lambda d: f"dims{d[0]}x{d[1]}"
+)
+def test_heads_and_dims_in_bfloat16(ops, heads, dims):
+    inputs = make_inputs(37, heads=heads, dims=dims, dtype=torch.bfloat16)
+    check(ops, *inputs, dtype=torch.bfloat16, window=9, num_meta=4)
+
+
+@pytest.mark.parametrize("window", [20, 62, 63, 64, 65, None])
+@pytest.mark.parametrize("num_meta", [0, 1, 63, 64, 65, 130])
+def test_masks_around_tiles(ops, num_meta, window):
+    check(ops, *make_inputs(211, heads=(2, 1), dtype=torch.bfloat16), dtype=torch.bfloat16, window=window,
+          num_meta=num_meta)  # fmt: skip
+
+
+@pytest.mark.parametrize("T", [1, 2, 12, 13, 14, 26, 63, 64, 65, 129, 1300])
+def test_lengths_around_tiles(ops, T):
+    inputs = make_inputs(T, dims=(64, 128), dtype=torch.bfloat16)
+    check(ops, *inputs, dtype=torch.bfloat16, window=100, num_meta=5)
+
+
+@pytest.mark.parametrize("where", ["q", "k", "v"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
+def test_nan_and_inf_in_bfloat16(ops, where, value):
+    q, k, v = inputs = make_inputs(100, dtype=torch.bfloat16)
+    {"q": q[:, 60, 2], "k": k[:, 0, 0], "v": v[:, 0, 0]}[where][..., 3] = value  # key 0 is in the prefix
+    mask = {"window": 10, "num_meta": 4}
+    # torch's bfloat16 products on a CPU spread NaN to other rows; its float32 ones do not.
+    plain = reference.attention(*(x.float() for x in inputs), **mask).to(torch.bfloat16)
+    exact = reference.attention(*(x.double() for x in inputs), **mask)
+    assert_close(ops.attention(*inputs, **mask), plain, exact, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.5, 3.0, 40.0])
+def test_scale_in_bfloat16(ops, scale):
+    check(ops, *make_inputs(70, dtype=torch.bfloat16), dtype=torch.bfloat16, window=20, num_meta=2, scale=scale)
 
 
 @pytest.mark.parametrize("T", [1, SPLIT_QUERIES, 40])

@@ -19,7 +19,8 @@ bool in_packs(const HeadsView& view) {
 
 template <class T, int kKeyDim, int kValueDim>
 int launch_mma(const AttentionParams& p, void* stream) {
-  const LaunchShape shape{block_count(p, kMmaRows), kMmaThreads, shared_bytes<AttentionStages<T, kKeyDim, kValueDim>>()};
+  const LaunchShape shape{block_count(p, kMmaRows), kMmaThreads,
+                          shared_bytes<AttentionStages<T, kKeyDim, kValueDim>>()};
   const bool packs = p.k_dim % kChunk == 0 && p.v_dim % kChunk == 0 && in_packs<T>(p.q) && in_packs<T>(p.k) &&
                      in_packs<T>(p.v) && in_packs<T>(p.meta_k) && in_packs<T>(p.meta_v);
   return packs ? launch_kernel(mma_attention_kernel<T, kKeyDim, kValueDim, true>, shape, stream, p)

@@ -1,7 +1,8 @@
-// Attention for float32 and float64, in plain FMAs: no TF32. Online softmax over key tiles, as attention_mma.cuh.
+// Attention for float32 and float64, in plain FMAs: no TF32. Online softmax over key tiles, as
+// attention_mma.cuh.
 //
-// Bound by shared-memory loads: a score takes two loads an FMA, an output value one and a broadcast. Eight lanes share
-// a row: of a tile's keys each has every eighth one's score, of the output every eighth column.
+// Bound by shared-memory loads: a score takes two loads an FMA, an output value one and a broadcast. Eight
+// lanes share a row: of a tile's keys each has every eighth one's score, of the output every eighth column.
 #pragma once
 #include "cuda/attention_tiles.cuh"
 #include "cuda/primitives/warp.cuh"
@@ -14,9 +15,9 @@ constexpr int kFmaKeys = 32;
 
 template <class C>
 struct FmaTiles {
-  int k_stride;   // Dk + 1: eight neighbouring keys' columns are in different banks
-  C *q, *k, *v;   // [rows, Dk + 1], [keys, Dk + 1], [keys, Dv]
-  C* p;           // [rows, keys + 1]
+  int k_stride;  // Dk + 1: eight neighbouring keys' columns are in different banks
+  C *q, *k, *v;  // [rows, Dk + 1], [keys, Dk + 1], [keys, Dv]
+  C* p;          // [rows, keys + 1]
   __host__ __device__ FmaTiles(SharedCarver& carve, int k_dim, int v_dim)
       : k_stride(k_dim + 1),
         q(carve.take<C>(kFmaRows * k_stride)),
@@ -44,16 +45,17 @@ class FmaAttention {
   __device__ __forceinline__ void run() {
     load_rows(tiles_.q, tiles_.k_stride, kFmaRows, p_.k_dim, [&](int row) -> const C* {
       if (row >= block_.rows) return nullptr;
-      return head_row<C>(p_.q, block_.seq.batch, block_.seq.q_begin + block_.query_of(row), block_.head_of(row));
+      return head_row<C>(p_.q, block_.seq.batch, block_.seq.q_begin + block_.query_of(row),
+                         block_.head_of(row));
     });
 #pragma unroll 1
     for (int tile = 0; tile < keys_.count; ++tile) {
       const int first = keys_.key(tile);
       load_rows(tiles_.k, tiles_.k_stride, kFmaKeys, p_.k_dim, [&](int row) -> const C* {
-        return first + row < block_.keys ? key_rows_.at(first + row, p_, p_.k, p_.meta_k) : nullptr;
+        return first + row < block_.keys ? key_rows_.at(first + row) : nullptr;
       });
       load_rows(tiles_.v, static_cast<int>(p_.v_dim), kFmaKeys, p_.v_dim, [&](int row) -> const C* {
-        return first + row < block_.keys ? value_rows_.at(first + row, p_, p_.v, p_.meta_v) : nullptr;
+        return first + row < block_.keys ? value_rows_.at(first + row) : nullptr;
       });
       __syncthreads();
       soften(first);
@@ -70,7 +72,8 @@ class FmaAttention {
 
   // Rows of `dim` elements; zeros where row_of(i) is null.
   template <class RowOf>
-  __device__ __forceinline__ static void load_rows(C* to, int stride, int rows, int64_t dim, const RowOf& row_of) {
+  __device__ __forceinline__ static void load_rows(C* to, int stride, int rows, int64_t dim,
+                                                   const RowOf& row_of) {
     for (int row = static_cast<int>(threadIdx.x) / kWarpSize; row < rows; row += kFmaThreads / kWarpSize) {
       const C* from = row_of(row);
       for (int d = static_cast<int>(threadIdx.x) % kWarpSize; d < dim; d += kWarpSize)
@@ -141,7 +144,7 @@ class FmaAttention {
 // launch: fma_attention_kernel<float, *> threads 256, shared 37248
 // launch: fma_attention_kernel<double, *> threads 256, shared 74496
 template <class C, int kColumns>
-__global__ void __launch_bounds__(kFmaThreads) fma_attention_kernel(AttentionParams p) {
+__global__ void __launch_bounds__(kFmaThreads, 1) fma_attention_kernel(AttentionParams p) {
   HYMBA_DYNAMIC_SHARED(bytes);
   const auto tiles = carve_shared<FmaTiles<C>>(bytes, static_cast<int>(p.k_dim), static_cast<int>(p.v_dim));
   AttentionBlock block;

@@ -1,11 +1,11 @@
-// Attention for 16-bit types on the tensor cores (mma.sync, compute capability 8.0 on): online softmax over key
-// tiles (FlashAttention-2, arXiv 2307.08691).
+// Attention for 16-bit types on the tensor cores (mma.sync, compute capability 8.0 on): online softmax over
+// key tiles (FlashAttention-2, arXiv 2307.08691).
 //
-// Bound by the tensor cores: 2 Dk + 2 Dv FLOP a row and key, beside one exponential. A block has four warps of 16 rows
-// each. Key and value tiles come through cp.async into two stages, in rows whose 16-byte chunks are swizzled (chunk
-// c of row r lies at c ^ r % 8), so that ldmatrix meets no bank conflicts. A warp's scores stay in registers, where
-// their layout is that of the second product's left operand. Head dims that are not the tile's are padded with
-// zeros on the way to shared memory.
+// Bound by the tensor cores: 2 Dk + 2 Dv FLOP a row and key, beside one exponential. A block has four warps
+// of 16 rows each. Key and value tiles come through cp.async into two stages, in rows whose 16-byte chunks
+// are swizzled (chunk c of row r lies at c ^ r % 8), so that ldmatrix meets no bank conflicts. A warp's
+// scores stay in registers, where their layout is that of the second product's left operand. Head dims that
+// are not the tile's are padded with zeros on the way to shared memory.
 #pragma once
 #include "cuda/attention_tiles.cuh"
 #include "cuda/primitives/memory.cuh"
@@ -35,8 +35,8 @@ template <class T, int kKeyDim, int kValueDim, bool kPacks>
 class MmaAttention {
   static constexpr int kKeys = kMmaKeys<kKeyDim, kValueDim>;
   static constexpr int kScores = kKeys / 8, kValues = kValueDim / 8;  // mma tiles of eight columns
-  static constexpr bool kKeepQ = kKeyDim <= 128;  // in registers
-  using Fragment = Pack<T, 2>[4];
+  static constexpr bool kKeepQ = kKeyDim <= 64;                       // in registers
+  using Fragment = uint32_t[4];                                       // two elements each
   using Stages = AttentionStages<T, kKeyDim, kValueDim>;
   static_assert(kMmaStages * kKeys * kKeyDim >= kMmaRows * kValueDim);  // store_results
 
@@ -86,12 +86,13 @@ class MmaAttention {
     return rows + row * kDim + ((index ^ row % 8) * kChunk);
   }
 
-  // kRowCount rows of kDim elements to shared memory, `dim` of which exist; row_of(i) is null for a row of zeros.
+  // kRowCount rows of kDim elements to shared memory, `dim` of which exist; row_of(i) is null for a row of
+  // zeros.
   template <int kDim, int kRowCount, class RowOf>
   __device__ __forceinline__ static void load_rows(T* to, int64_t dim, const RowOf& row_of) {
     constexpr int kChunks = kDim / kChunk, kStep = kMmaThreads / kChunks;
     const int index = thread() % kChunks;
-#pragma unroll 2
+#pragma unroll 1
     for (int first = 0; first < kRowCount; first += kStep) {
       const int row = first + thread() / kChunks;
       const T* from = row_of(row);
@@ -100,10 +101,9 @@ class MmaAttention {
         const bool there = from != nullptr && index * kChunk < dim;
         copy_async<16>(place, there ? from + index * kChunk : from, there);
       } else {
-        Pack<T, kChunk> values{};
+#pragma unroll 1  // registers are short, and this is no layer's case
         for (int i = 0; i < kChunk; ++i)
-          if (from != nullptr && index * kChunk + i < dim) values[i] = from[index * kChunk + i];
-        store(place, values);
+          place[i] = from != nullptr && index * kChunk + i < dim ? from[index * kChunk + i] : T{};
       }
     }
   }
@@ -111,28 +111,40 @@ class MmaAttention {
   __device__ __forceinline__ void load_queries() const {
     load_rows<kKeyDim, kMmaRows>(stages_.q, p_.k_dim, [&](int row) -> const T* {
       if (row >= block_.rows) return nullptr;
-      return head_row<T>(p_.q, block_.seq.batch, block_.seq.q_begin + block_.query_of(row), block_.head_of(row));
+      return head_row<T>(p_.q, block_.seq.batch, block_.seq.q_begin + block_.query_of(row),
+                         block_.head_of(row));
     });
   }
 
   __device__ __forceinline__ void fetch(int tile) const {
     const int first = tiles_.key(tile), stage = tile % kMmaStages * kKeys;
-    load_rows<kKeyDim, kKeys>(stages_.k + stage * kKeyDim, p_.k_dim, [&](int row) -> const T* {
-      return first + row < block_.keys ? keys_.at(first + row, p_, p_.k, p_.meta_k) : nullptr;
-    });
-    load_rows<kValueDim, kKeys>(stages_.v + stage * kValueDim, p_.v_dim, [&](int row) -> const T* {
-      return first + row < block_.keys ? values_.at(first + row, p_, p_.v, p_.meta_v) : nullptr;
-    });
+    fetch_rows<kKeyDim>(stages_.k + stage * kKeyDim, keys_, first, static_cast<int>(p_.k_dim));
+    fetch_rows<kValueDim>(stages_.v + stage * kValueDim, values_, first, static_cast<int>(p_.v_dim));
+  }
+  template <int kDim>
+  __device__ __forceinline__ void fetch_rows(T* to, const KeyRows<T>& rows, int first, int dim) const {
+    if (kPacks && first >= rows.meta_len && first + kKeys <= block_.keys && dim == kDim) {
+      // Nearly all tiles: rows at equal distances, all of them there.
+      constexpr int kChunks = kDim / kChunk, kStep = kMmaThreads / kChunks;
+      const int row = thread() / kChunks, index = thread() % kChunks;
+      const T* from = rows.own + (first + row) * rows.own_stride + index * kChunk;
+#pragma unroll 4
+      for (int i = 0; i < kKeys; i += kStep, from += kStep * rows.own_stride)
+        copy_async<16>(chunk<kDim>(to, row + i, index), from);
+    } else {
+      load_rows<kDim, kKeys>(to, dim, [&](int row) -> const T* {
+        return first + row < block_.keys ? rows.at(first + row) : nullptr;
+      });
+    }
   }
 
-  // The warp's queries, columns 16 i to 16 i + 15. Negative where the scale is, whose size alone is applied later.
+  // The warp's queries, columns 16 i to 16 i + 15. Negative where the scale is, whose size alone is applied
+  // later.
   __device__ __forceinline__ void load_query(Fragment& to, int i) const {
     load_matrices(to, chunk<kKeyDim>(stages_.q, warp_row() + lane() % 16, i * 2 + lane() / 16));
     if (p_.scale < 0) {
 #pragma unroll
-      for (auto& pair : to)
-#pragma unroll
-        for (int j = 0; j < 2; ++j) pair[j].bits ^= 0x8000;
+      for (uint32_t& pair : to) pair ^= 0x80008000u;
     }
   }
   __device__ __forceinline__ void keep_queries() {
@@ -157,7 +169,7 @@ class MmaAttention {
     for (auto& tile : scores)
 #pragma unroll
       for (float& x : tile) x = 0.0f;
-#pragma unroll
+#pragma unroll(kKeepQ ? kKeyDim / 16 : 4)
     for (int i = 0; i < kKeyDim / 16; ++i) {
       Fragment q;
       if constexpr (kKeepQ) {
@@ -170,8 +182,8 @@ class MmaAttention {
       for (int n = 0; n < kScores; n += 2) {
         Fragment k;  // eight keys' columns 0-7 and 8-15 of sixteen, then the next eight keys'
         load_matrices(k, chunk<kKeyDim>(keys, n * 8 + lane() / 16 * 8 + lane() % 8, i * 2 + lane() / 8 % 2));
-        mma<T>(scores[n], q, {k[0], k[1]});
-        mma<T>(scores[n + 1], q, {k[2], k[3]});
+        mma<T>(scores[n], q, k[0], k[1]);
+        mma<T>(scores[n + 1], q, k[2], k[3]);
       }
     }
   }
@@ -182,7 +194,7 @@ class MmaAttention {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int j = key + n * 8 + lane() % 4 * 2 + i % 2;
-        if (!(i < 2 ? low_ : high_).sees(j)) scores[n][i] = -INFINITY;
+        scores[n][i] = (i < 2 ? low_ : high_).sees(j) ? scores[n][i] : -INFINITY;
       }
   }
 
@@ -193,7 +205,8 @@ class MmaAttention {
     for (int r = 0; r < 2; ++r) {
       float largest = max_[r];
 #pragma unroll
-      for (int n = 0; n < kScores; ++n) largest = fmaxf(largest, fmaxf(scores[n][2 * r], scores[n][2 * r + 1]));
+      for (int n = 0; n < kScores; ++n)
+        largest = fmaxf(largest, fmaxf(scores[n][2 * r], scores[n][2 * r + 1]));
       largest = warp_max<4>(largest);
       const float shift = softmax_shift(largest) * scale_;
       factor[r] = largest == max_[r] ? 1.0f : exp2_approx(fmaf(max_[r], scale_, -shift));
@@ -224,14 +237,14 @@ class MmaAttention {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float pair[2] = {scores[k + i / 2][i % 2 * 2], scores[k + i / 2][i % 2 * 2 + 1]};
-        p[i] = narrow<T>(pair);
+        p[i] = __builtin_bit_cast(uint32_t, narrow<T>(pair));
       }
 #pragma unroll
       for (int n = 0; n < kValues; n += 2) {
         Fragment v;  // keys 0-7 and 8-15 of sixteen in eight columns, then in the next eight
         load_matrices<true>(v, chunk<kValueDim>(values, k * 8 + lane() % 16, n + lane() / 16));
-        mma<T>(out_[n], p, {v[0], v[1]});
-        mma<T>(out_[n + 1], p, {v[2], v[3]});
+        mma<T>(out_[n], p, v[0], v[1]);
+        mma<T>(out_[n + 1], p, v[2], v[3]);
       }
     }
   }
@@ -258,13 +271,12 @@ class MmaAttention {
       const int row = warp_row() + i / kChunks, column = i % kChunks * kChunk;
       if (row >= block_.rows || column >= p_.v_dim) continue;
       T* to = static_cast<T*>(p_.out) + block_.result(p_, row) * p_.v_dim + column;
-      const auto values = load<kChunk>(chunk<kValueDim>(rows, row, i % kChunks));
+      const T* from = chunk<kValueDim>(rows, row, i % kChunks);
       if constexpr (kPacks) {
-        store(to, values);
+        store(to, load<kChunk>(from));
       } else {
-#pragma unroll
-        for (int j = 0; j < kChunk; ++j)
-          if (column + j < p_.v_dim) to[j] = values[j];
+#pragma unroll 1
+        for (int j = 0; j < min(kChunk, static_cast<int>(p_.v_dim) - column); ++j) to[j] = from[j];
       }
     }
   }
@@ -286,7 +298,7 @@ class MmaAttention {
 // launch: mma_attention_kernel<*, 128, 128, *> threads 128, shared 81920
 // launch: mma_attention_kernel<*, 256, 256, *> threads 128, shared 98304
 template <class T, int kKeyDim, int kValueDim, bool kPacks>
-__global__ void __launch_bounds__(kMmaThreads) mma_attention_kernel(AttentionParams p) {
+__global__ void __launch_bounds__(kMmaThreads, 2) mma_attention_kernel(AttentionParams p) {
   HYMBA_DYNAMIC_SHARED(bytes);
   const auto stages = carve_shared<AttentionStages<T, kKeyDim, kValueDim>>(bytes);
   AttentionBlock block;

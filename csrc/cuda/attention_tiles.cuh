@@ -1,9 +1,10 @@
 // What the attention kernels share: which rows and keys a block has, the mask, and the running softmax.
 //
-// A block has kRows rows of a sequence for one KV head: (position, query head of its group), positions first, so
-// that all of a group's heads use each key that is fetched. Its keys are visited in tiles that lie at multiples of
-// their length from the sequence's first key; a tile that a row does not see leaves it unchanged to the bit. So a
-// row's bits depend on nothing but its query and keys: not on other rows, nor on how a sequence is cut into calls.
+// A block has kRows rows of a sequence for one KV head: (position, query head of its group), positions first,
+// so that all of a group's heads use each key that is fetched. Its keys are visited in tiles that lie at
+// multiples of their length from the sequence's first key; a tile that a row does not see leaves it unchanged
+// to the bit. So a row's bits depend on nothing but its query and keys: not on other rows, nor on how a
+// sequence is cut into calls.
 #pragma once
 #include "cuda/device.cuh"
 #include "cuda/primitives/math.cuh"
@@ -74,14 +75,18 @@ __device__ __forceinline__ bool find_block(const AttentionParams& p, int64_t row
 template <class T>
 struct KeyRows {
   const T *own, *meta;  // where position 0 is, or would be
+  int64_t own_stride, meta_stride;
+  int meta_len;
 
-  __device__ __forceinline__ KeyRows(const AttentionParams& p, const AttentionBlock& block, const HeadsView& own_rows,
-                                     const HeadsView& meta_rows)
+  __device__ __forceinline__ KeyRows(const AttentionParams& p, const AttentionBlock& block,
+                                     const HeadsView& own_rows, const HeadsView& meta_rows)
       : own(head_row<T>(own_rows, block.seq.batch, block.seq.k_begin - p.meta_len, block.kv_head)),
-        meta(head_row<T>(meta_rows, 0, 0, block.kv_head)) {}
-  __device__ __forceinline__ const T* at(int position, const AttentionParams& p, const HeadsView& own_rows,
-                                         const HeadsView& meta_rows) const {
-    return position < p.meta_len ? meta + position * meta_rows.token_stride : own + position * own_rows.token_stride;
+        meta(head_row<T>(meta_rows, 0, 0, block.kv_head)),
+        own_stride(own_rows.token_stride),
+        meta_stride(meta_rows.token_stride),
+        meta_len(static_cast<int>(p.meta_len)) {}
+  __device__ __forceinline__ const T* at(int position) const {
+    return position < meta_len ? meta + position * meta_stride : own + position * own_stride;
   }
 };
 
@@ -106,15 +111,18 @@ struct RowMask {
 
   __device__ __forceinline__ RowMask(const Mask& mask, int position)
       : last(position),
-        window_begin(mask.window == kNoWindow || mask.window > position ? 0 : position - static_cast<int>(mask.window)),
+        window_begin(mask.window == kNoWindow || mask.window > position
+                         ? 0
+                         : position - static_cast<int>(mask.window)),
         num_meta(static_cast<int>(mask.num_meta)) {}
   __device__ __forceinline__ bool sees(int key) const {
-    return key <= last && (key >= window_begin || key < num_meta);
+    return (key <= last) & ((key >= window_begin) | (key < num_meta));  // no branches
   }
 };
 
-// What is subtracted from a row's scores: its maximum. Where that is infinite (no key seen yet, or an infinite
-// score), the difference would be NaN; without it the sum comes out as 0 or infinity, the output as NaN.
+// What is subtracted from a row's scores: its maximum. Where that is infinite (no key seen yet, or an
+// infinite score), the difference would be NaN; without it the sum comes out as 0 or infinity, the output as
+// NaN.
 template <class C>
 __device__ __forceinline__ C softmax_shift(C row_max) {
   return isinf(row_max) ? C(0) : row_max;

@@ -45,8 +45,8 @@ struct AttentionParams {
   DType dtype;
 };
 
-// One sequence's place in the tensors. Positions of keys count the separate meta keys first; the queries are the
-// last positions.
+// One sequence's place in the tensors. Positions of keys count the separate meta keys first; the queries are
+// the last positions.
 struct SequenceView {
   int64_t batch;
   int64_t q_begin;  // first row in q and out

@@ -92,6 +92,44 @@ def _mma(x: np.ndarray) -> np.ndarray:
     return out
 
 
+def _mma16(widen: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """Sums [items, 4] of fragments [items, 12] of 16-bit elements, four pairs of a and two of b."""
+
+    def expected(x: np.ndarray) -> np.ndarray:
+        out = np.empty((len(x), 4), np.float32)
+        lanes = np.arange(32)
+        g, q = lanes // 4, lanes % 4
+        for warp in range(0, len(x), 32):
+            lane = widen(x[warp : warp + 32]).astype(np.float64)
+            a, b = np.empty((16, 16)), np.empty((16, 8))
+            for half in range(2):
+                for i in range(4):
+                    a[g + i % 2 * 8, q * 2 + i // 2 * 8 + half] = lane[:, 2 * i + half]
+                for i in range(2):
+                    b[q * 2 + i * 8 + half, g] = lane[:, 8 + 2 * i + half]
+            sums = a @ b
+            for i in range(4):
+                out[warp : warp + 32, i] = sums[g + i // 2 * 8, q * 2 + i % 2] + (i + 1)
+        return out
+
+    return expected
+
+
+def _matrices(transposed: bool) -> Callable[[np.ndarray], np.ndarray]:
+    """Fragments [items, 8] of rows [items, 8]: of the four 8 x 8 matrices that a warp's rows are."""
+
+    def expected(x: np.ndarray) -> np.ndarray:
+        out = np.empty_like(x)
+        for lane in range(32):
+            for i in range(8):
+                row, column = lane // 4, lane % 4 * 2 + i % 2
+                row, column = (column, row) if transposed else (row, column)
+                out[lane::32, i] = x[i // 2 * 8 + row :: 32, column]
+        return out
+
+    return expected
+
+
 def _unless_even(x: np.ndarray) -> np.ndarray:
     return np.where(x[:, :1] % 2 == 1, x, np.uint8(0))
 
@@ -108,6 +146,7 @@ def _bytes(count: int) -> np.ndarray:
 
 ROUNDED = _floats((-2, 2), (-1e-6, 1e-6), (-7e4, 7e4), (-3.4e38, 3.4e38))
 FRAGMENTS = np.random.default_rng(2).normal(size=(4 * BLOCK, 6)).astype(np.float32)
+HALVES = np.random.default_rng(3).normal(size=(4 * BLOCK, 12)).astype(np.float32)
 SUMMED = np.random.default_rng(1).normal(size=4 * BLOCK).astype(np.float32)
 
 CASES = {
@@ -139,6 +178,12 @@ CASES = {
     # What tf32 holds is exact; of other floats a GPU may cut or round the low 13 bits: a capture shows which.
     "mma_tf32": Case((FRAGMENTS.view(np.uint32) & 0xFFFFE000).view(np.float32), _mma, 1e-6, relative=False),
     "mma_tf32_of_floats": Case(FRAGMENTS, _mma, 2.0**-7, relative=False),
+    "mma_bf16": Case(_to_bf16(HALVES), _mma16(_from_bf16), 1e-6, relative=False),
+    "mma_f16": Case(_to_f16(HALVES), _mma16(lambda x: x.view(np.float16).astype(np.float32)), 1e-6, relative=False),
+    **{
+        name: Case(np.arange(4 * BLOCK * 8, dtype=np.uint16).reshape(-1, 8), _matrices(transposed))
+        for name, transposed in (("load_matrices", False), ("load_matrices_transposed", True))
+    },
 }
 
 

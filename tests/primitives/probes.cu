@@ -158,6 +158,36 @@ struct MmaTf32 {
   }
 };
 
+template <class T>
+struct Mma {
+  struct In {
+    uint32_t a[4], b[2];
+  };
+  struct Out {
+    float sum[4];
+  };
+  static __device__ void run(const In* in, Out* out) {
+    float sum[4] = {1.0f, 2.0f, 3.0f, 4.0f};
+    mma<T>(sum, in->a, in->b[0], in->b[1]);
+    for (int i = 0; i < 4; ++i) out->sum[i] = sum[i];
+  }
+};
+
+// Item `lane` of a warp is the row of which load_matrices takes lane `lane`'s address.
+template <bool kTransposed>
+struct LoadMatrices {
+  using In = Pack<bfloat16, 8>;
+  struct Out {
+    uint32_t at[4];
+  };
+  static __device__ void run(const In* in, Out* out) {
+    HYMBA_SHARED(In[kBlock], shared);
+    shared[threadIdx.x] = *in;
+    __syncwarp();
+    load_matrices<kTransposed>(out->at, &shared[threadIdx.x].at[0]);
+  }
+};
+
 }  // namespace
 
 std::vector<Probe> all_probes() {
@@ -193,6 +223,10 @@ std::vector<Probe> all_probes() {
       make<BlockBarrier>("block_barrier"),
       make<MmaTf32>("mma_tf32"),
       make<MmaTf32>("mma_tf32_of_floats"),
+      make<Mma<bfloat16>>("mma_bf16"),
+      make<Mma<float16>>("mma_f16"),
+      make<LoadMatrices<false>>("load_matrices"),
+      make<LoadMatrices<true>>("load_matrices_transposed"),
   };
 }
 

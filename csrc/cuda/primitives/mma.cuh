@@ -41,8 +41,14 @@ inline void mma_tf32_lanes(void* const* arguments, uint32_t) {
 template <class T>
 struct MmaLane {
   float* sum;
-  const Pack<T, 2>*a, *b;
+  const uint32_t *a, *b;
 };
+
+// One of the two elements in a register.
+template <class T>
+float element(uint32_t pair, int half) {
+  return widen(T{static_cast<uint16_t>(pair >> 16 * half)});
+}
 
 template <class T>
 void mma_lanes(void* const* arguments, uint32_t) {
@@ -51,8 +57,8 @@ void mma_lanes(void* const* arguments, uint32_t) {
     const auto& mine = *static_cast<const MmaLane<T>*>(arguments[lane]);
     const int g = lane / 4, q = lane % 4;
     for (int half = 0; half < 2; ++half) {
-      for (int i = 0; i < 4; ++i) a[g + i % 2 * 8][q * 2 + i / 2 * 8 + half] = widen(mine.a[i][half]);
-      for (int i = 0; i < 2; ++i) b[q * 2 + i * 8 + half][g] = widen(mine.b[i][half]);
+      for (int i = 0; i < 4; ++i) a[g + i % 2 * 8][q * 2 + i / 2 * 8 + half] = element<T>(mine.a[i], half);
+      for (int i = 0; i < 2; ++i) b[q * 2 + i * 8 + half][g] = element<T>(mine.b[i], half);
     }
   }
   for (int lane = 0; lane < kWarpSize; ++lane) {
@@ -76,7 +82,8 @@ inline void refuse_bank_conflicts(void* const* arguments) {
     for (int lane = matrix * 8; lane < matrix * 8 + 8; ++lane) {
       const auto* row = static_cast<const LoadMatricesLane*>(arguments[lane])->row;
       int& before = used[reinterpret_cast<uintptr_t>(row) / 16 % 8];
-      if (before != 0) emulator::fail("load_matrices: bank conflict of the rows of lanes %d and %d", before - 1, lane);
+      if (before != 0)
+        emulator::fail("load_matrices: bank conflict of the rows of lanes %d and %d", before - 1, lane);
       before = lane + 1;
     }
   }
@@ -118,54 +125,55 @@ __device__ __forceinline__ void mma_tf32(float (&sum)[4], const float (&a)[4],
 #endif
 }
 
-// sum[16][8] += a[16][16] b[16][8], T bfloat16 or float16, added in float. The whole warp calls; a lane has
+// sum[16][8] += a[16][16] b[16][8], T bfloat16 or float16, added in float. The whole warp calls; a lane has,
+// two elements a register, the first in the low half,
 //   sum: rows g, g, g + 8, g + 8 of columns 2q, 2q + 1, 2q, 2q + 1
 //   a:   columns 2q, 2q + 1 of rows g and g + 8, then columns 2q + 8, 2q + 9 of both
 //   b:   rows 2q, 2q + 1, then 2q + 8, 2q + 9, of column g
 template <class T>
-__device__ __forceinline__ void mma(float (&sum)[4], const Pack<T, 2> (&a)[4], const Pack<T, 2> (&b)[2] HYMBA_SITE) {
+__device__ __forceinline__ void mma(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0,
+                                    uint32_t b1 HYMBA_SITE) {
 #ifdef __CUDACC__
-  unsigned a_bits[4], b_bits[2];
-  memcpy(a_bits, a, sizeof a_bits);
-  memcpy(b_bits, b, sizeof b_bits);
   if constexpr (std::is_same_v<T, bfloat16>) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-        : "r"(a_bits[0]), "r"(a_bits[1]), "r"(a_bits[2]), "r"(a_bits[3]), "r"(b_bits[0]), "r"(b_bits[1]));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   } else {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-        : "r"(a_bits[0]), "r"(a_bits[1]), "r"(a_bits[2]), "r"(a_bits[3]), "r"(b_bits[0]), "r"(b_bits[1]));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
 #else
+  const uint32_t b[2] = {b0, b1};
   detail::MmaLane<T> mine{sum, a, b};
   emulator::collective(kFullWarp, detail::mma_lanes<T>, &mine, "mma" HYMBA_AT);
 #endif
 }
 
 // Four 8 x 8 matrices of 16-bit elements from shared memory: lanes 8i to 8i + 7 name the rows of matrix i, 16
-// bytes each, and a lane gets of each the columns 2q, 2q + 1 of row g; transposed: the rows 2q, 2q + 1 of column
-// g. The whole warp calls.
+// bytes each, and a lane gets of each the columns 2q, 2q + 1 of row g; transposed: the rows 2q, 2q + 1 of
+// column g. The whole warp calls.
 template <bool kTransposed = false, class T>
-__device__ __forceinline__ void load_matrices(Pack<T, 2> (&out)[4], const T* row HYMBA_SITE) {
+__device__ __forceinline__ void load_matrices(uint32_t (&out)[4], const T* row HYMBA_SITE) {
   static_assert(sizeof(T) == 2);
 #ifdef __CUDACC__
-  unsigned bits[4];
   const unsigned from = static_cast<unsigned>(__cvta_generic_to_shared(row));
   if constexpr (kTransposed) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(bits[0]), "=r"(bits[1]), "=r"(bits[2]), "=r"(bits[3])
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
                  : "r"(from)
                  : "memory");
   } else {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(bits[0]), "=r"(bits[1]), "=r"(bits[2]), "=r"(bits[3])
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
                  : "r"(from)
                  : "memory");
   }
-  memcpy(out, bits, sizeof bits);
 #else
-  if (!emulator::is_shared(row)) emulator::fail("load_matrices: %p is not in shared memory", static_cast<const void*>(row));
+  if (!emulator::is_shared(row))
+    emulator::fail("load_matrices: %p is not in shared memory", static_cast<const void*>(row));
   emulator::check_read(row, 16, "load_matrices");
   detail::LoadMatricesLane mine{reinterpret_cast<const unsigned char*>(row), out};
   emulator::collective(kFullWarp, detail::load_matrices_lanes<kTransposed>, &mine, "ldmatrix" HYMBA_AT);
