@@ -62,12 +62,16 @@ def test_matches_reference(ops, mask, layout, dtype):
     check(ops, *make_inputs(150, B=2, dtype=dtype, layout=layout), dtype=dtype, **mask)
 
 
-@pytest.mark.parametrize("heads", [(1, 1), (4, 4), (6, 2), (25, 5), (200, 1)], ids=lambda h: f"heads{h[0]}over{h[1]}")
+@pytest.mark.parametrize("heads", [(1, 1), (4, 4), (6, 2), (25, 5), (40, 1)], ids=lambda h: f"heads{h[0]}over{h[1]}")
 @pytest.mark.parametrize(
     "dims", [(64, 128), (1, 1), (17, 33), (256, 256), (7, 250)], ids=lambda d: f"dims{d[0]}x{d[1]}"
 )
 def test_heads_and_dims(ops, heads, dims):
-    check(ops, *make_inputs(37, heads=heads, dims=dims), dtype=torch.float32, window=9, num_meta=4)
+    check(ops, *make_inputs(19, heads=heads, dims=dims), dtype=torch.float32, window=9, num_meta=4)
+
+
+def test_more_heads_than_rows_of_a_tile(ops):
+    check(ops, *make_inputs(3, heads=(200, 1), dims=(8, 8)), dtype=torch.float32, window=1)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +140,7 @@ def test_rows_do_not_depend_on_calls_around_tiles(ops, dtype, mask):
         assert torch.equal(part_lse, lse[:, rows]), (b, T)
 
 
-@pytest.mark.parametrize("heads", [(1, 1), (25, 5), (200, 1)], ids=lambda h: f"heads{h[0]}over{h[1]}")
+@pytest.mark.parametrize("heads", [(1, 1), (10, 2)], ids=lambda h: f"heads{h[0]}over{h[1]}")
 @pytest.mark.parametrize(
     "dims", [(64, 128), (64, 64), (80, 128), (256, 256), (17, 33), (7, 250), (72, 8)], ids=lambda d: f"dims{d[0]}x{d[1]}"
 )
@@ -178,9 +182,10 @@ def test_scale_in_bfloat16(ops, scale):
 @pytest.mark.parametrize("T", [1, SPLIT_QUERIES, 40])
 def test_a_batch_equals_its_rows(ops, T):
     """Bits do not depend on how many items there are, which decides whether segments are items of their own."""
-    q, k, v = make_inputs(T, 1100, B=40, heads=(4, 2), dims=(8, 8))
+    B = 40 if ops is F else 3  # the CPU's reason is none of a block's
+    q, k, v = make_inputs(T, 1100, B=B, heads=(4, 2), dims=(8, 8))
     out, lse = ops.attention(q, k, v, window=900, num_meta=2, return_lse=True)
-    for b in (0, 1, 39):
+    for b in (0, 1, B - 1):
         single = ops.attention(*(x[b : b + 1] for x in (q, k, v)), window=900, num_meta=2, return_lse=True)
         assert torch.equal(single[0][0], out[b]) and torch.equal(single[1][0], lse[b])
 

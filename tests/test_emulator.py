@@ -47,6 +47,7 @@ FAULTS = {
     "mask_without_the_caller": [(ALL, "leaves out the calling lane")],
     "lanes_in_two_reductions": [(ALL, "divergent warp: lane .*warps.cu")],
     "off_by_one": [(ALL, WRONG_VALUE)],
+    "matrix_rows_in_the_same_banks": [(ALL, "load_matrices: bank conflict of the rows of lanes 0 and 1")],
     "global_read_out_of_bounds": [
         ({"sanitized"}, r"AddressSanitizer.*memory\.cu:\d+.*in global_read_out_of_bounds<true>")
     ],

@@ -9,7 +9,7 @@ namespace hymba::emulator {
 namespace {
 
 void arrive(const AsyncCopy& copy) {
-  std::memcpy(copy.destination, copy.source, copy.source_bytes);
+  if (copy.source_bytes > 0) std::memcpy(copy.destination, copy.source, copy.source_bytes);
   std::memset(static_cast<char*>(copy.destination) + copy.source_bytes, 0, copy.bytes - copy.source_bytes);
 }
 

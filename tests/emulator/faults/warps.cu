@@ -1,3 +1,4 @@
+#include "cuda/primitives/mma.cuh"
 #include "cuda/primitives/warp.cuh"
 #include "faults/faults.h"
 
@@ -86,6 +87,24 @@ __global__ void off_by_one(const float* in, float* out) {
 float neighbour(int cell) {
   return static_cast<float>(cell ^ 1);
 }
+// Rows 128 bytes apart begin in the same bank.
+template <bool kPlanted>
+__global__ void matrix_rows_in_the_same_banks(const float* in, float* out) {
+  HYMBA_SHARED(bfloat16[32 * 64], shared);
+  constexpr int kRow = kPlanted ? 64 : 8;
+  bfloat16* row = shared + threadIdx.x * kRow;
+  for (int i = 0; i < 8; ++i) row[i] = {static_cast<uint16_t>(threadIdx.x)};
+  __syncwarp();
+  uint32_t fragment[4];
+  cuda::load_matrices(fragment, row);
+  // Matrix m's row g, which lane 8 m + g has named, is in the lanes 4 g to 4 g + 3.
+  out[threadIdx.x] = in[fragment[0] & 0xffff];
+  out[threadIdx.x + 32] = in[(fragment[3] & 0xffff) + 32];
+}
+
+float row_of_matrix(int cell) {
+  return static_cast<float>(cell < 32 ? cell / 4 : 32 + 24 + (cell - 32) / 4);
+}
 float sum_of_warp(int cell) {
   return cell < 32 ? 496 : 1520;
 }
@@ -105,6 +124,7 @@ std::vector<Fault> warp_faults() {
       HYMBA_FAULT(mask_without_the_caller, neighbour, 1, kCells),
       HYMBA_FAULT(lanes_in_two_reductions, sum_of_warp, 1, kCells),
       HYMBA_FAULT(off_by_one, prefix_sum, 1, kCells),
+      HYMBA_FAULT(matrix_rows_in_the_same_banks, row_of_matrix, 1, 32),
   };
 }
 
