@@ -142,7 +142,9 @@ def test_rows_do_not_depend_on_calls_around_tiles(ops, dtype, mask):
 
 @pytest.mark.parametrize("heads", [(1, 1), (10, 2)], ids=lambda h: f"heads{h[0]}over{h[1]}")
 @pytest.mark.parametrize(
-    "dims", [(64, 128), (64, 64), (80, 128), (256, 256), (17, 33), (7, 250), (72, 8)], ids=lambda d: f"dims{d[0]}x{d[1]}"
+    "dims",
+    [(64, 128), (64, 64), (80, 128), (256, 256), (17, 33), (7, 250), (72, 8)],
+    ids=lambda d: f"dims{d[0]}x{d[1]}",
 )
 def test_heads_and_dims_in_bfloat16(ops, heads, dims):
     inputs = make_inputs(37, heads=heads, dims=dims, dtype=torch.bfloat16)
