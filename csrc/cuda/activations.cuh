@@ -6,11 +6,9 @@
 
 namespace hymba::cuda {
 
-constexpr float kLog2E = 1.44269504f;
-
 // e^-|x|, in (0, 1]
 __device__ __forceinline__ float exp_minus_abs(float x) {
-  return exp2_approx(-kLog2E * fabsf(x));
+  return exp2_approx(-static_cast<float>(kLog2E) * fabsf(x));
 }
 __device__ __forceinline__ double exp_minus_abs(double x) {
   return exp(-fabs(x));
@@ -38,7 +36,7 @@ __device__ __forceinline__ double softplus(double x) {
 
 // x sigmoid(x). Where e^-x overflows, 0 stands for a result below 1e-36.
 __device__ __forceinline__ float silu(float x) {
-  return x * reciprocal_approx(1.0f + exp2_approx(-kLog2E * x));
+  return x * reciprocal_approx(1.0f + exp2_approx(-static_cast<float>(kLog2E) * x));
 }
 __device__ __forceinline__ double silu(double x) {
   const double u = exp_minus_abs(x);

@@ -40,7 +40,7 @@ class FmaAttention {
         key_rows_(p, block, p.k, p.meta_k),
         value_rows_(p, block, p.v, p.meta_v),
         mask_(p.mask, block.position_of(row())),
-        scale_(C(p.scale * 1.4426950408889634074)) {}
+        scale_(C(p.scale * kLog2E)) {}
 
   __device__ __forceinline__ void run() {
     load_rows(tiles_.q, tiles_.k_stride, kFmaRows, p_.k_dim, [&](int row) -> const C* {
@@ -127,7 +127,7 @@ class FmaAttention {
     for (int i = 0; i < kColumns; ++i)
       if (i * kFmaLanes + lane() < p_.v_dim) to[i * kFmaLanes] = out_[i] / sum;
     if (p_.lse != nullptr && lane() == 0)
-      static_cast<C*>(p_.lse)[result] = softmax_shift(max_) * C(0.69314718055994530942) + log(sum);
+      static_cast<C*>(p_.lse)[result] = softmax_shift(max_) * C(kLn2) + log(sum);
   }
 
   const AttentionParams& p_;

@@ -51,7 +51,7 @@ class MmaAttention {
         low_(p.mask, block.position_of(row(0))),
         high_(p.mask, block.position_of(row(1))),
         // Scores are in units of log2. A scale of 0 must not meet a score of minus infinity.
-        scale_(max(static_cast<float>(fabs(p.scale) * 1.4426950408889634), 1e-37f)) {}
+        scale_(max(static_cast<float>(fabs(p.scale) * kLog2E), 1e-37f)) {}
 
   __device__ __forceinline__ void run() {
     load_queries();
@@ -262,7 +262,7 @@ class MmaAttention {
       }
       if (p_.lse != nullptr && lane() % 4 == 0 && row(r) < block_.rows)
         static_cast<float*>(p_.lse)[block_.result(p_, row(r))] =
-            (softmax_shift(max_[r]) * scale_ + log2_approx(sum)) * 0.69314718f;
+            (softmax_shift(max_[r]) * scale_ + log2_approx(sum)) * static_cast<float>(kLn2);
     }
     __syncwarp();
     constexpr int kChunks = kValueDim / kChunk;

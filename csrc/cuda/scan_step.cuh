@@ -5,8 +5,6 @@
 
 namespace hymba::cuda {
 
-constexpr double kScanLog2E = 1.4426950408889634;
-
 // 2^(dt a), a = A log2(e). What a 16-bit type holds leaves room for exp2_approx's 2^-22. In float32 a long
 // memory would add that up, so there a polynomial serves whose relative error in a decay's logarithm (4e-7 at
 // most) vanishes as the decay nears 1; far from 1, where nothing is remembered for long, exp2_approx serves

@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kConnectThreads) connect_pieces_kernel(Selecti
   if (at >= state_size || pieces == 1) return;
   const int64_t first = first_slot(p.sequences, sequence);
   const PieceStates<T> memory(p);
-  const C a = parameter<T>(in.A, in.A_is_f32, c * in.A_stride + n) * C(kScanLog2E);
+  const C a = parameter<T>(in.A, in.A_is_f32, c * in.A_stride + n) * C(kLog2E);
   C h = p.initial_state.data != nullptr ? token_row<const C>(p.initial_state, sequence, c)[n] : C(0);
   for (int64_t slot = first; slot < first + pieces; ++slot) {
     C& state = memory.states[slot * state_size + at];

@@ -44,7 +44,7 @@ class LaneScan {
 #pragma unroll
     for (int i = 0; i < kStates; ++i) {
       const bool exists = c < in_.channels && state(i) < in_.states;
-      a_[i] = exists ? parameter<T>(in_.A, in_.A_is_f32, c * in_.A_stride + state(i)) * C(kScanLog2E) : C(0);
+      a_[i] = exists ? parameter<T>(in_.A, in_.A_is_f32, c * in_.A_stride + state(i)) * C(kLog2E) : C(0);
     }
     const int64_t own = min(column(), in_.channels - 1);
     bias_ = parameter<T>(in_.dt_bias, in_.dt_bias_is_f32, own);

@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T>)
 #pragma unroll
   for (auto& part : A)
 #pragma unroll
-    for (C& a : part) a *= C(kScanLog2E);
+    for (C& a : part) a *= C(kLog2E);
   const C dt_bias = parameter<T>(in.dt_bias, in.dt_bias_is_f32, channel);
   const C skip = parameter<T>(in.D, in.D_is_f32, channel);
   const T *x_at = token_row<const T>(in.x, b, 0) + channel,

@@ -10,6 +10,8 @@
 
 namespace hymba::cuda {
 
+constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
+
 #ifndef __CUDACC__
 namespace detail {
 
