@@ -344,6 +344,8 @@ BAD_INPUTS = [
     bad_input({"meta_k": torch.zeros(3, 2, 8), "meta_v": torch.zeros(4, 2, 12)}, ValueError, r"meta_v .*got \[4"),
     bad_input({"meta_k": torch.zeros(3, 2, 8), "meta_v": torch.zeros(3, 2, 12), "num_meta": 1}, ValueError,
         r"num_meta must be 0 where meta_k and meta_v are given, got 1"),
+    bad_input({"meta_k": torch.zeros(1, 2, 8).expand(2**30, 2, 8), "meta_v": torch.zeros(1, 2, 12).expand(2**30, 2, 12)},
+        ValueError, r"meta_k must have, with k, at most 1073741824 positions, got 1073741830"),
     bad_input({"cu_seqlens": torch.tensor([0, 6])}, ValueError, r"cu_seqlens must be int32, got int64"),
     bad_input({"cu_seqlens": torch.tensor([1, 6], dtype=torch.int32)}, ValueError, r"cu_seqlens must start at 0, got 1"),
     bad_input({"cu_seqlens": torch.tensor([0, 4, 3], dtype=torch.int32)}, ValueError, r"cu_seqlens must never .*got 3"),

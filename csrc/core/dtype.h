@@ -30,6 +30,22 @@ struct ComputeType<double> {
 template <class T>
 using compute_t = typename ComputeType<T>::type;
 
+// What body(T{}) gives for the storage type that `dtype` names.
+template <class Body>
+static HYMBA_INLINE_MEMBER auto with_dtype(DType dtype, const Body& body) {
+  switch (dtype) {
+    case DType::bf16:
+      return body(bfloat16{});
+    case DType::f16:
+      return body(float16{});
+    case DType::f32:
+      return body(float{});
+    case DType::f64:
+      break;
+  }
+  return body(double{});
+}
+
 HYMBA_INLINE float bits_to_float(uint32_t bits) {
   float x;
   memcpy(&x, &bits, sizeof x);

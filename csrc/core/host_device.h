@@ -9,7 +9,7 @@
 #define HYMBA_INLINE static inline __attribute__((always_inline))
 #endif
 
-// The same for member functions of the CPU kernels' classes.
+// The same for member functions, and for functions of the host that take its lambdas.
 #define HYMBA_INLINE_MEMBER inline __attribute__((always_inline))
 
 namespace hymba {

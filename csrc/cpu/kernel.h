@@ -66,21 +66,6 @@ HYMBA_INLINE void for_each_vector(int64_t n, const Body& body) {
   if (i < n) body(i, n - i);
 }
 
-// Calls body(T{}) with the storage type that `dtype` names.
-template <class Body>
-HYMBA_INLINE void with_dtype(DType dtype, const Body& body) {
-  switch (dtype) {
-    case DType::f32:
-      return body(float{});
-    case DType::bf16:
-      return body(bfloat16{});
-    case DType::f16:
-      return body(float16{});
-    case DType::f64:
-      return body(double{});
-  }
-}
-
 // A parameter vector that has x's dtype T or is float32 (norm weights, D, dt bias): its `count` values as
 // compute_t<T>, zero up to `padded`.
 template <class T>

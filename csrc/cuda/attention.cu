@@ -69,17 +69,7 @@ int launch_attention(const AttentionParams& p, void* stream) {
 }  // namespace
 
 int attention(const AttentionParams& p, void* stream) {
-  switch (p.dtype) {
-    case DType::bf16:
-      return launch_attention<bfloat16>(p, stream);
-    case DType::f16:
-      return launch_attention<float16>(p, stream);
-    case DType::f32:
-      return launch_attention<float>(p, stream);
-    case DType::f64:
-      return launch_attention<double>(p, stream);
-  }
-  return cudaErrorInvalidValue;
+  return with_dtype(p.dtype, [&](auto t) { return launch_attention<decltype(t)>(p, stream); });
 }
 
 }  // namespace hymba::cuda

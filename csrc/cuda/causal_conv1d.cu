@@ -92,9 +92,9 @@ int launch_chunks(const CausalConv1dParams& p, void* stream) {
   constexpr int kPack = kPackCount<T>;
   const bool packs = rows_in_packs<T, kPack>(p.x) && rows_in_packs<T, kPack>(p.initial_state);
   return with_conv_variant<T>(p.filter, packs, [&](auto pack, auto width) -> int {
-    const int64_t chunks = (p.sequences.tokens + kChunk - 1) / kChunk;
+    const int64_t chunks = divide_up(p.sequences.tokens, kChunk);
     const int64_t items = p.batch * chunks + (p.final_state == nullptr ? 0 : p.sequences.count);
-    const int64_t blocks = (items * (p.filter.channels / pack) + kThreads - 1) / kThreads;
+    const int64_t blocks = divide_up(items * (p.filter.channels / pack), kThreads);
     if (blocks == 0) return cudaSuccess;
     const LaunchShape shape{static_cast<unsigned>(blocks), kThreads};
     return launch_kernel(causal_conv1d_kernel<T, pack, width>, shape, stream, p, chunks);
@@ -104,17 +104,7 @@ int launch_chunks(const CausalConv1dParams& p, void* stream) {
 }  // namespace
 
 int causal_conv1d(const CausalConv1dParams& p, void* stream) {
-  switch (p.dtype) {
-    case DType::bf16:
-      return launch_chunks<bfloat16>(p, stream);
-    case DType::f16:
-      return launch_chunks<float16>(p, stream);
-    case DType::f32:
-      return launch_chunks<float>(p, stream);
-    case DType::f64:
-      return launch_chunks<double>(p, stream);
-  }
-  return cudaErrorInvalidValue;
+  return with_dtype(p.dtype, [&](auto t) { return launch_chunks<decltype(t)>(p, stream); });
 }
 
 }  // namespace hymba::cuda

@@ -45,7 +45,7 @@ int launch_rows(const CausalConv1dUpdateParams& p, void* stream) {
   constexpr int kPack = kPackCount<T>;
   const bool packs = rows_in_packs<T, kPack>(p.x) && rows_in_packs<T, kPack>(p.state);
   return with_conv_variant<T>(p.filter, packs, [&](auto pack, auto width) {
-    const int64_t blocks = (p.batch * (p.filter.channels / pack) + kThreads - 1) / kThreads;
+    const int64_t blocks = divide_up(p.batch * (p.filter.channels / pack), kThreads);
     return launch_kernel(causal_conv1d_update_kernel<T, pack, width>,
                          {static_cast<unsigned>(blocks), kThreads}, stream, p);
   });
@@ -54,17 +54,7 @@ int launch_rows(const CausalConv1dUpdateParams& p, void* stream) {
 }  // namespace
 
 int causal_conv1d_update(const CausalConv1dUpdateParams& p, void* stream) {
-  switch (p.dtype) {
-    case DType::bf16:
-      return launch_rows<bfloat16>(p, stream);
-    case DType::f16:
-      return launch_rows<float16>(p, stream);
-    case DType::f32:
-      return launch_rows<float>(p, stream);
-    case DType::f64:
-      return launch_rows<double>(p, stream);
-  }
-  return cudaErrorInvalidValue;
+  return with_dtype(p.dtype, [&](auto t) { return launch_rows<decltype(t)>(p, stream); });
 }
 
 }  // namespace hymba::cuda

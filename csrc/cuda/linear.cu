@@ -44,7 +44,7 @@ int launch_chunks(const LinearEpilogueParams& p, void* stream) {
                      packs_aligned<kCount>(static_cast<const T*>(p.gate)) &&
                      (p.residual.data == nullptr || rows_in_packs<T, kCount>(p.residual));
   const int64_t chunks = p.rows * p.outputs / (packs ? kCount : 1);
-  const LaunchShape shape{static_cast<unsigned>((chunks + kThreads - 1) / kThreads), kThreads};
+  const LaunchShape shape{static_cast<unsigned>(divide_up(chunks, kThreads)), kThreads};
   return packs ? launch_kernel(linear_epilogue_kernel<T, kCount>, shape, stream, p)
                : launch_kernel(linear_epilogue_kernel<T, 1>, shape, stream, p);
 }
@@ -52,17 +52,7 @@ int launch_chunks(const LinearEpilogueParams& p, void* stream) {
 }  // namespace
 
 int linear_epilogue(const LinearEpilogueParams& p, void* stream) {
-  switch (p.dtype) {
-    case DType::bf16:
-      return launch_chunks<bfloat16>(p, stream);
-    case DType::f16:
-      return launch_chunks<float16>(p, stream);
-    case DType::f32:
-      return launch_chunks<float>(p, stream);
-    case DType::f64:
-      return launch_chunks<double>(p, stream);
-  }
-  return cudaErrorInvalidValue;
+  return with_dtype(p.dtype, [&](auto t) { return launch_chunks<decltype(t)>(p, stream); });
 }
 
 }  // namespace hymba::cuda

@@ -72,17 +72,7 @@ int launch_rows(const NormAverageParams& p, void* stream) {
 }  // namespace
 
 int norm_average(const NormAverageParams& p, void* stream) {
-  switch (p.dtype) {
-    case DType::bf16:
-      return launch_rows<bfloat16>(p, stream);
-    case DType::f16:
-      return launch_rows<float16>(p, stream);
-    case DType::f32:
-      return launch_rows<float>(p, stream);
-    case DType::f64:
-      return launch_rows<double>(p, stream);
-  }
-  return cudaErrorInvalidValue;
+  return with_dtype(p.dtype, [&](auto t) { return launch_rows<decltype(t)>(p, stream); });
 }
 
 }  // namespace hymba::cuda

@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kThreads) rms_norm_kernel(RmsNormParams p) {
 template <class T, int kLanes>
 int launch_rows(const RmsNormParams& p, void* stream) {
   constexpr int kRows = kThreads / kLanes, kElements = kCount<T, kLanes>;
-  const LaunchShape shape{static_cast<unsigned>((p.rows + kRows - 1) / kRows), kThreads};
+  const LaunchShape shape{static_cast<unsigned>(divide_up(p.rows, kRows)), kThreads};
   const bool packs = p.dim % kElements == 0 && rows_in_packs<T, kElements>(p.x) && aligned_to_packs(p.weight);
   if (!packs) return launch_kernel(rms_norm_kernel<T, kLanes, false, false>, shape, stream, p);
   if constexpr (kLanes == kThreads)
@@ -95,17 +95,7 @@ int launch_width(const RmsNormParams& p, void* stream) {
 }  // namespace
 
 int rms_norm(const RmsNormParams& p, void* stream) {
-  switch (p.dtype) {
-    case DType::bf16:
-      return launch_width<bfloat16>(p, stream);
-    case DType::f16:
-      return launch_width<float16>(p, stream);
-    case DType::f32:
-      return launch_width<float>(p, stream);
-    case DType::f64:
-      return launch_width<double>(p, stream);
-  }
-  return cudaErrorInvalidValue;
+  return with_dtype(p.dtype, [&](auto t) { return launch_width<decltype(t)>(p, stream); });
 }
 
 }  // namespace hymba::cuda

@@ -26,7 +26,7 @@ struct Tiling {
     const int64_t half = p.dim / 2;
     frequencies = static_cast<int>(half < kThreads ? half : kThreads);
     tokens = kThreads / frequencies;
-    frequency_tiles = static_cast<unsigned>((half + kThreads - 1) / kThreads);
+    frequency_tiles = static_cast<unsigned>(divide_up(half, kThreads));
   }
 };
 
@@ -95,17 +95,7 @@ int launch_tiles(const RotaryParams& p, void* stream) {
 }  // namespace
 
 int rotary(const RotaryParams& p, void* stream) {
-  switch (p.dtype) {
-    case DType::bf16:
-      return launch_tiles<bfloat16>(p, stream);
-    case DType::f16:
-      return launch_tiles<float16>(p, stream);
-    case DType::f32:
-      return launch_tiles<float>(p, stream);
-    case DType::f64:
-      return launch_tiles<double>(p, stream);
-  }
-  return cudaErrorInvalidValue;
+  return with_dtype(p.dtype, [&](auto t) { return launch_tiles<decltype(t)>(p, stream); });
 }
 
 }  // namespace hymba::cuda

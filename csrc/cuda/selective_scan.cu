@@ -109,17 +109,7 @@ size_t selective_scan_workspace_bytes(const SelectiveScanParams& p) {
 }
 
 int selective_scan(const SelectiveScanParams& p, void* stream) {
-  switch (p.operands.dtype) {
-    case DType::bf16:
-      return launch_scan<bfloat16>(p, stream);
-    case DType::f16:
-      return launch_scan<float16>(p, stream);
-    case DType::f32:
-      return launch_scan<float>(p, stream);
-    case DType::f64:
-      return launch_scan<double>(p, stream);
-  }
-  return cudaErrorInvalidValue;
+  return with_dtype(p.operands.dtype, [&](auto t) { return launch_scan<decltype(t)>(p, stream); });
 }
 
 }  // namespace hymba::cuda

@@ -92,7 +92,7 @@ class LaneScan {
  private:
   // What a thread fetches, prepares and finishes of a tile: one channel of every kLanes-th token, and of B
   // and C one or two states of every kRowStep-th token.
-  static constexpr int kItems = (kTile + kLanes - 1) / kLanes;
+  static constexpr int kItems = divide_up(kTile, kLanes);
   static constexpr int kRowThreads = kPadded < kScanThreads ? kPadded : kScanThreads;
   static constexpr int kRowStep = kScanThreads / kRowThreads, kRowParts = kPadded / kRowThreads;
   static constexpr int kRowItems = kTile / kRowStep * kRowParts;

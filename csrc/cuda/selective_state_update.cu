@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T>)
   using C = compute_t<T>;
   constexpr int kChannels = kThreads / kLanes;
   const ScanOperands& in = p.operands;
-  const unsigned channel_blocks = static_cast<unsigned>((in.channels + kChannels - 1) / kChannels);
+  const unsigned channel_blocks = static_cast<unsigned>(divide_up(in.channels, kChannels));
   const int64_t b = blockIdx.x / channel_blocks;
   const int64_t channel_or_end =
       static_cast<int64_t>(blockIdx.x % channel_blocks) * kChannels + threadIdx.x / kLanes;
@@ -154,7 +154,7 @@ int launch_states(const SelectiveStateUpdateParams& p, void* stream) {
   const bool packs = in.states % kPack == 0 && rows_in_packs<C, kPack>(p.state) &&
                      rows_in_packs<T, kPack>(in.B) && rows_in_packs<T, kPack>(in.C) &&
                      aligned_to_packs(in.A) && in.A_stride % kPack == 0;
-  const int64_t blocks = p.batch * ((in.channels + kChannels - 1) / kChannels);
+  const int64_t blocks = p.batch * divide_up(in.channels, kChannels);
   const LaunchShape shape{static_cast<unsigned>(blocks), kThreads};
   return packs ? launch_kernel(selective_state_update_kernel<T, true, kLanes, kParts>, shape, stream, p)
                : launch_kernel(selective_state_update_kernel<T, false, kLanes, kParts>, shape, stream, p);
@@ -171,17 +171,7 @@ int launch_any(const SelectiveStateUpdateParams& p, void* stream) {
 }  // namespace
 
 int selective_state_update(const SelectiveStateUpdateParams& p, void* stream) {
-  switch (p.operands.dtype) {
-    case DType::bf16:
-      return launch_any<bfloat16>(p, stream);
-    case DType::f16:
-      return launch_any<float16>(p, stream);
-    case DType::f32:
-      return launch_any<float>(p, stream);
-    case DType::f64:
-      return launch_any<double>(p, stream);
-  }
-  return cudaErrorInvalidValue;
+  return with_dtype(p.operands.dtype, [&](auto t) { return launch_any<decltype(t)>(p, stream); });
 }
 
 }  // namespace hymba::cuda

@@ -7,9 +7,6 @@
 
 namespace hymba {
 
-// Positions and windows fit in 32 bits with room for sums, on every back end.
-constexpr int64_t kMaxPosition = int64_t{1} << 30;
-
 static HeadsView heads_view(const Tensor& t) {
   return {t.data_ptr(), t.stride(0), t.stride(1), t.stride(2)};
 }
@@ -86,6 +83,8 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Ten
   check_heads(check, q, k, v);
   if (window) check.that(*window >= 0, "window", "be at least 0, or None", *window);
   const int64_t meta_len = check_meta(check, q, k, v, num_meta, meta_k, meta_v);
+  check.that(meta_len + k.size(1) <= kMaxPosition, "meta_k",
+             concat("have, with k, at most ", kMaxPosition, " positions"), meta_len + k.size(1));
   const int64_t sequences = check_lengths(check, q, k, cu_seqlens, cu_seqlens_k);
 
   const int64_t B = q.size(0), T = q.size(1), Hq = q.size(2), Dk = q.size(3), Dv = v.size(3);

@@ -17,6 +17,8 @@ struct HeadsView {
 };
 
 constexpr int64_t kMaxHeadDim = 256;
+// Positions, windows and sums of the two fit in 32 bits, on every back end.
+constexpr int64_t kMaxPosition = int64_t{1} << 30;
 
 struct AttentionParams {
   HeadsView q;       // [B, T, Hq, Dk]

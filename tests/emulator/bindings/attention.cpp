@@ -25,7 +25,6 @@ std::tuple<Array, OptionalArray> attention(const Array& q, const Array& k, const
   OptionalArray lse;
   if (return_lse) lse = new_array({B, T, Hq}, dtype_of(q) == DType::f64 ? DType::f64 : DType::f32);
   const int64_t meta_len = meta_k ? meta_k->shape(0) : 0;
-  constexpr int64_t kMaxPosition = int64_t{1} << 30;
   const AttentionParams params{
       .q = heads_view(q),
       .k = heads_view(k),
