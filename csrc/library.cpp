@@ -54,8 +54,9 @@ STABLE_TORCH_LIBRARY(hymba_ops, m) {
   m.def("build_info() -> str");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(hymba_ops, CPU, m) {
-  m.impl("_exp2_sum", TORCH_BOX(&hymba::exp2_sum));
+// Every op runs on every back end: each function takes the tensors' own device.
+template <class Library>
+static void implement(Library& m) {
   m.impl("attention", TORCH_BOX(&hymba::attention));
   m.impl("rotary", TORCH_BOX(&hymba::rotary));
   m.impl("causal_conv1d", TORCH_BOX(&hymba::causal_conv1d));
@@ -69,13 +70,13 @@ STABLE_TORCH_LIBRARY_IMPL(hymba_ops, CPU, m) {
   m.impl("gated_linear", TORCH_BOX(&hymba::gated_linear));
 }
 
+STABLE_TORCH_LIBRARY_IMPL(hymba_ops, CPU, m) {
+  implement(m);
+  m.impl("_exp2_sum", TORCH_BOX(&hymba::exp2_sum));
+}
+
 STABLE_TORCH_LIBRARY_IMPL(hymba_ops, CUDA, m) {
-  m.impl("rotary", TORCH_BOX(&hymba::rotary));
-  m.impl("rms_norm", TORCH_BOX(&hymba::rms_norm));
-  m.impl("norm_average", TORCH_BOX(&hymba::norm_average));
-  m.impl("norm_average_project", TORCH_BOX(&hymba::norm_average_project));
-  m.impl("linear", TORCH_BOX(&hymba::linear));
-  m.impl("gated_linear", TORCH_BOX(&hymba::gated_linear));
+  implement(m);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hymba_ops, CompositeExplicitAutograd, m) {

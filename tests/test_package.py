@@ -120,6 +120,16 @@ def test_baseline_instruction_set_can_be_chosen():
     assert done.stdout.split()[-1] == "baseline"
 
 
+def test_every_op_runs_on_every_back_end():
+    registered = {name.removeprefix("hymba_ops::") for name in torch._C._dispatch_get_all_op_names()
+                  if name.startswith("hymba_ops::")}  # fmt: skip
+    ops = {name for name in registered if not name.startswith("_")} - {"build_info"}
+    assert len(ops) >= 11
+    for op in ops:
+        for key in ("CPU", "CUDA", "Meta"):
+            assert torch._C._dispatch_has_kernel_for_dispatch_key(f"hymba_ops::{op}", key), f"{op} has no {key} kernel"
+
+
 def test_exports():
     assert set(hymba_ops.__all__) == PUBLIC
     for name in PUBLIC - {"__version__"}:
