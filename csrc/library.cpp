@@ -13,6 +13,11 @@ STABLE_TORCH_LIBRARY(hymba_ops, m) {
       "attention(Tensor q, Tensor k, Tensor v, int? window, int num_meta, float? scale, Tensor? meta_k, "
       "Tensor? meta_v, Tensor? cu_seqlens, Tensor? cu_seqlens_k, bool return_lse) -> (Tensor out, Tensor "
       "lse)");
+  // The next few tokens of each row on cached keys: rings of a window, or pages with a block table.
+  m.def(
+      "decode_attention(Tensor q, Tensor? k, Tensor? v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor "
+      "lengths, Tensor? counts, Tensor? slots, Tensor? block_table, Tensor? meta_k, Tensor? meta_v, int? "
+      "window, float? scale, Tensor? inv_freq) -> Tensor");
   m.def("rotary(Tensor x, Tensor positions, Tensor inv_freq) -> Tensor");
 
   // SSM branch. Final states and checkpoints (the state before every 64th token) are empty unless asked for.
@@ -58,6 +63,7 @@ STABLE_TORCH_LIBRARY(hymba_ops, m) {
 template <class Library>
 static void implement(Library& m) {
   m.impl("attention", TORCH_BOX(&hymba::attention));
+  m.impl("decode_attention", TORCH_BOX(&hymba::decode_attention));
   m.impl("rotary", TORCH_BOX(&hymba::rotary));
   m.impl("causal_conv1d", TORCH_BOX(&hymba::causal_conv1d));
   m.impl("selective_scan", TORCH_BOX(&hymba::selective_scan));

@@ -83,6 +83,15 @@ def _attention(
     return out, q.new_empty(q.shape[:3] if return_lse else (0,), dtype=_state_dtype(q))
 
 
+@_fake("decode_attention")
+def _decode_attention(
+    q: Tensor, k: Tensor | None, v: Tensor | None, k_cache: Tensor, v_cache: Tensor, lengths: Tensor,
+    counts: Tensor | None, slots: Tensor | None, block_table: Tensor | None, meta_k: Tensor | None,
+    meta_v: Tensor | None, window: int | None, scale: float | None, inv_freq: Tensor | None,
+) -> Tensor:  # fmt: skip
+    return q.new_empty((*q.shape[:3], v_cache.shape[3]))
+
+
 @_fake("rotary")
 def _rotary(x: Tensor, positions: Tensor, inv_freq: Tensor) -> Tensor:
     return x.new_empty(x.shape)

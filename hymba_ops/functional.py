@@ -55,6 +55,61 @@ def attention(
     return (out, lse) if return_lse else out
 
 
+def decode_attention(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    lengths: Tensor,
+    *,
+    counts: Tensor | None = None,
+    slots: Tensor | None = None,
+    block_table: Tensor | None = None,
+    meta_k: Tensor | None = None,
+    meta_v: Tensor | None = None,
+    window: int | None = None,
+    scale: float | None = None,
+    inv_freq: Tensor | None = None,
+) -> Tensor:
+    """`attention` of the next 1 to 16 tokens of each row on cached keys; the caches change in place.
+
+    The new keys, turned by RoPE, and the new values go into the cache, then each token attends to what it sees:
+    positions count the M meta keys, which stand before every row, so token t of a slot has position M + t. The mask is
+    that of `attention`. Slots keep their keys in one of two ways:
+
+    - rings, without block_table: position p lies in row p mod R of the slot's ring, R >= window + n;
+    - pages (PagedAttention, arXiv 2309.06180), with block_table: token t lies in row t mod page of page
+      block_table[slot, t // page].
+
+    `lengths` is only read: several layers use it in one step, and what drives the step adds the counts behind the last.
+
+    Args:
+        q: [B, n, Hq, Dk], before RoPE where inv_freq is given.
+        k, v: [B, n, Hkv, Dk] before RoPE, [B, n, Hkv, Dv]; None in a layer that borrows the keys of another, which has
+            put this step's into the cache.
+        k_cache: rings [slots, R, Hkv, Dk], or pages [pages, page, Hkv, Dk]; keys after RoPE.
+        v_cache: the same with Dv.
+        lengths: int32 [slots], the tokens that a slot held before this step, meta tokens not counted.
+        counts: int32 [B], how many of a row's n tokens there are; None for n. The other ones' results are zero.
+        slots: int32 [B], each row's slot, all different, -1 for a padding row (its result is zero); None for row b.
+        block_table: int32 [slots, P]; entries of pages without tokens, or before every window, are not used.
+        meta_k, meta_v: [M, Hkv, Dk] after RoPE and [M, Hkv, Dv], the same for all slots; None for M = 0.
+        window: keys visible before a token's own, >= 0; None for all (pages only).
+        scale: factor on q k^T; None for 1 / sqrt(Dk).
+        inv_freq: float32 [Dk / 2], as in `rotary`; None for no RoPE.
+
+    Returns:
+        [B, n, Hq, Dv], q's dtype.
+    """
+    tensors = {"q": q, "k": k, "v": v, "k_cache": k_cache, "v_cache": v_cache, "meta_k": meta_k, "meta_v": meta_v}
+    _refuse_grad("decode_attention", **tensors)
+    return _ops.call(
+        "decode_attention", q, k, v, k_cache, v_cache, lengths, counts, slots, block_table, meta_k, meta_v, window,
+        scale, inv_freq,
+    )  # fmt: skip
+
+
 def rotary(x: Tensor, positions: Tensor, inv_freq: Tensor) -> Tensor:
     """Rotary position embedding, halves rotated: (x1 cos - x2 sin, x2 cos + x1 sin) with angle = position * inv_freq.
 

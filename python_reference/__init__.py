@@ -7,6 +7,7 @@ from python_reference.attention import attention
 from python_reference.cache import HymbaCache
 from python_reference.config import HymbaConfig
 from python_reference.conv import causal_conv1d, causal_conv1d_update
+from python_reference.decode import decode_attention
 from python_reference.linear import gated_linear, linear
 from python_reference.mixer import HybridMixer, PerHeadRMSNorm, RMSNorm
 from python_reference.model import HymbaForCausalLM, HymbaLayer, HymbaMLP, HymbaModel
@@ -27,6 +28,7 @@ __all__ = [
     "attention",
     "causal_conv1d",
     "causal_conv1d_update",
+    "decode_attention",
     "gated_linear",
     "linear",
     "norm_average",

@@ -60,7 +60,8 @@ def attention(
         if meta_k is not None:
             k = torch.cat([meta_k.expand(k.shape[0], -1, -1, -1), k], dim=1)
             v = torch.cat([meta_v.expand(v.shape[0], -1, -1, -1), v], dim=1)
-        return _attend(q, k, v, window, num_meta, scale)
+        positions = torch.arange(k.shape[1], device=q.device)
+        return attend(q, k, v, visible(positions[k.shape[1] - q.shape[1] :], positions, window, num_meta), scale)
 
     if cu_seqlens is None:
         out, lse = one(q, k, v)
@@ -73,13 +74,10 @@ def attention(
     return (out, lse) if return_lse else out
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, window: int | None, num_meta: int, scale: float) -> tuple[Tensor, Tensor]:
-    """One batch of dense sequences. Low precision as in FlashAttention's own reference: scores and probabilities are
-    rounded to the dtype, the softmax between them is float32."""
-    (batch, length, heads, dim), (keys, kv_heads) = q.shape, k.shape[1:3]
-    positions = torch.arange(keys, device=q.device)
-    mask = visible(positions[keys - length :], positions, window, num_meta)
-
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """One batch of dense sequences and their lse; mask: bool [T, S]. Low precision as in FlashAttention's own
+    reference: scores and probabilities are rounded to the dtype, the softmax between them is float32."""
+    (batch, length, heads, dim), kv_heads = q.shape, k.shape[2]
     q = q.reshape(batch, length, kv_heads, heads // kv_heads, dim)
     scores = torch.einsum("btkgd,bskd->btkgs", q * scale, k)
     scores = scores.to(torch.promote_types(q.dtype, torch.float32))

@@ -17,5 +17,8 @@ namespace hymba {
 HYMBA_INLINE constexpr int64_t divide_up(int64_t x, int64_t y) {
   return (x + y - 1) / y;
 }
+HYMBA_INLINE constexpr int64_t clamped(int64_t x, int64_t low, int64_t high) {
+  return x < low ? low : x > high ? high : x;
+}
 
 }  // namespace hymba

@@ -10,19 +10,13 @@ unsigned block_count(const AttentionParams& p, int64_t rows) {
   return static_cast<unsigned>(row_blocks(p, rows) * p.kv_heads);
 }
 
-template <class T>
-bool in_packs(const HeadsView& view) {
-  const T* data = static_cast<const T*>(view.data);
-  return packs_aligned<kChunk>(data, view.batch_stride) && view.token_stride % kChunk == 0 &&
-         view.head_stride % kChunk == 0;
-}
-
 template <class T, int kKeyDim, int kValueDim>
 int launch_mma(const AttentionParams& p, void* stream) {
   const LaunchShape shape{block_count(p, kMmaRows), kMmaThreads,
                           shared_bytes<AttentionStages<T, kKeyDim, kValueDim>>()};
-  const bool packs = p.k_dim % kChunk == 0 && p.v_dim % kChunk == 0 && in_packs<T>(p.q) && in_packs<T>(p.k) &&
-                     in_packs<T>(p.v) && in_packs<T>(p.meta_k) && in_packs<T>(p.meta_v);
+  const bool packs = p.k_dim % kChunk == 0 && p.v_dim % kChunk == 0 && in_chunks<T>(p.q) &&
+                     in_chunks<T>(p.k) && in_chunks<T>(p.v) && in_chunks<T>(p.meta_k) &&
+                     in_chunks<T>(p.meta_v);
   return packs ? launch_kernel(mma_attention_kernel<T, kKeyDim, kValueDim, true>, shape, stream, p)
                : launch_kernel(mma_attention_kernel<T, kKeyDim, kValueDim, false>, shape, stream, p);
 }

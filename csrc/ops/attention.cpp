@@ -114,6 +114,7 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Ten
       .mask = {window ? std::min(*window, kMaxPosition) : kNoWindow, num_meta + meta_len},
       .scale = scale ? *scale : 1.0 / std::sqrt(static_cast<double>(Dk)),
       .dtype = dtype_of(q),
+      .cache = {},
   };
   if (B > 0 && T > 0) launch(q, params, cpu::attention, HYMBA_CUDA(cuda::attention));
   return {out, lse};

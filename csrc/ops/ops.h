@@ -12,6 +12,12 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Ten
                                      std::optional<double> scale, const OptionalTensor& meta_k,
                                      const OptionalTensor& meta_v, const OptionalTensor& cu_seqlens,
                                      const OptionalTensor& cu_seqlens_k, bool return_lse);
+Tensor decode_attention(const Tensor& q, const OptionalTensor& k, const OptionalTensor& v, Tensor k_cache,
+                        Tensor v_cache, const Tensor& lengths, const OptionalTensor& counts,
+                        const OptionalTensor& slots, const OptionalTensor& block_table,
+                        const OptionalTensor& meta_k, const OptionalTensor& meta_v,
+                        std::optional<int64_t> window, std::optional<double> scale,
+                        const OptionalTensor& inv_freq);
 Tensor rotary(const Tensor& x, const Tensor& positions, const Tensor& inv_freq);
 
 std::tuple<Tensor, Tensor> causal_conv1d(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,

@@ -88,6 +88,7 @@ PYBIND11_MODULE(hymba_emulated, module) {
   bind_attention(registry);
   bind_causal_conv1d(registry);
   bind_causal_conv1d_update(registry);
+  bind_decode_attention(registry);
   bind_linear(registry);
   bind_norm_average(registry);
   bind_rms_norm(registry);

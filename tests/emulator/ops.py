@@ -28,7 +28,12 @@ class EmulatedOps:
     """`ops.norm_average(...)` and so on."""
 
     # Arguments that an op changes in place.
-    CHANGES = {"causal_conv1d_update": {"state"}, "linear": {"out"}, "selective_state_update": {"state"}}
+    CHANGES = {
+        "causal_conv1d_update": {"state"},
+        "decode_attention": {"k_cache", "v_cache"},
+        "linear": {"out"},
+        "selective_state_update": {"state"},
+    }
 
     def __init__(self, mode: Mode):
         self._client = Client(mode)
@@ -43,6 +48,10 @@ class EmulatedOps:
 
     def causal_conv1d_update(self, *args, **kwargs):
         (out,) = self._run("causal_conv1d_update", args, kwargs)
+        return out
+
+    def decode_attention(self, *args, **kwargs):
+        (out,) = self._run("decode_attention", args, kwargs)
         return out
 
     def gated_linear(self, x, gate_weight, weight):

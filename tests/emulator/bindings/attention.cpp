@@ -3,17 +3,11 @@
 #include <cmath>
 
 #include "bindings/arrays.h"
+#include "bindings/heads.h"
 #include "bindings/ops.h"
 
 namespace hymba::emulator {
 namespace {
-
-HeadsView heads_view(const Array& array) {
-  return {array.data(), array.stride(0), array.stride(1), array.stride(2)};
-}
-HeadsView meta_view(const OptionalArray& array) {
-  return array ? HeadsView{array->data(), 0, array->stride(0), array->stride(1)} : HeadsView{};
-}
 
 std::tuple<Array, OptionalArray> attention(const Array& q, const Array& k, const Array& v,
                                            std::optional<int64_t> window, int64_t num_meta,
@@ -47,6 +41,7 @@ std::tuple<Array, OptionalArray> attention(const Array& q, const Array& k, const
       .mask = {window ? std::min(*window, kMaxPosition) : kNoWindow, num_meta + meta_len},
       .scale = scale ? *scale : 1.0 / std::sqrt(static_cast<double>(Dk)),
       .dtype = dtype_of(q),
+      .cache = {},
   };
   if (B > 0 && T > 0) run(cuda::attention, params);
   return {out, lse};

@@ -8,6 +8,7 @@ namespace hymba::emulator {
 void bind_attention(Registry& registry);
 void bind_causal_conv1d(Registry& registry);
 void bind_causal_conv1d_update(Registry& registry);
+void bind_decode_attention(Registry& registry);
 void bind_linear(Registry& registry);
 void bind_norm_average(Registry& registry);
 void bind_rms_norm(Registry& registry);
