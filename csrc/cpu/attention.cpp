@@ -329,6 +329,10 @@ static void zero_tail(const AttentionParams& p) {
   if (p.lse) memset(static_cast<compute_t<T>*>(p.lse) + first, 0, (last - first) * sizeof(compute_t<T>));
 }
 
+static SequenceView view_of(const AttentionParams& p, int64_t s) {
+  return p.cache.lengths != nullptr ? cached_view(p, s) : sequence_view(p, s);
+}
+
 // Which work item is what: all (query tile, KV head) pairs of all sequences in one row.
 struct Schedule {
   const AttentionParams& params;
@@ -339,7 +343,7 @@ struct Schedule {
       : params(p), shape(item_shape), first_tile(p.sequences + 1) {
     first_tile[0] = 0;
     for (int64_t s = 0; s < p.sequences; ++s)
-      first_tile[s + 1] = first_tile[s] + divide_up(sequence_view(p, s).q_len, shape.positions);
+      first_tile[s + 1] = first_tile[s] + divide_up(view_of(p, s).q_len, shape.positions);
   }
   int64_t items() const { return first_tile[params.sequences] * params.kv_heads; }
 
@@ -349,7 +353,7 @@ struct Schedule {
     while (tile >= first_tile[sequence + 1]) ++sequence;
     // A sequence's last tile first: it has the most keys, and the short ones even out the threads' ends.
     const int64_t number = first_tile[sequence + 1] - 1 - tile;
-    const SequenceView seq = sequence_view(params, sequence);
+    const SequenceView seq = view_of(params, sequence);
     Item item{seq, index % params.kv_heads, number * shape.positions, 0, 0};
     item.count = at_most(shape.positions, seq.q_len - item.first);
     item.position = params.meta_len + seq.k_len - seq.q_len + item.first;

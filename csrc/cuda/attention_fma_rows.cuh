@@ -27,6 +27,7 @@ struct FmaTiles {
 // Rows of `dim` elements; zeros where row_of(i) is null.
 template <class C, class RowOf>
 __device__ __forceinline__ void load_fma_rows(C* to, int stride, int rows, int64_t dim, const RowOf& row_of) {
+#pragma unroll 1  // registers are short
   for (int row = static_cast<int>(threadIdx.x) / kWarpSize; row < rows; row += kFmaThreads / kWarpSize) {
     const C* from = row_of(row);
     for (int d = static_cast<int>(threadIdx.x) % kWarpSize; d < dim; d += kWarpSize)

@@ -41,8 +41,7 @@ class MmaAttention {
         tiles_(block.spans),
         keys_(p, block, p.k, p.meta_k),
         values_(p, block, p.v, p.meta_v),
-        rows_(p, stages.q + warp_row() * kKeyDim, RowMask(p.mask, block.position_of(row(0))),
-              RowMask(p.mask, block.position_of(row(1)))) {}
+        rows_(p, stages.q + warp_row() * kKeyDim, block.position_of(row(0)), block.position_of(row(1))) {}
 
   __device__ __forceinline__ void run() {
     load_queries();
@@ -123,9 +122,8 @@ class MmaAttention {
 
   __device__ __forceinline__ void attend(int tile) {
     const int stage = tile % kMmaStages * kKeys, key = tiles_.key(tile);
-    const bool whole = all_visible(p_.mask, block_.position_of(0), block_.position_of(block_.rows - 1) + 1,
-                                   key, key + kKeys);
-    rows_.attend(stages_.k + stage * kKeyDim, stages_.v + stage * kValueDim, key, whole);
+    rows_.attend(stages_.k + stage * kKeyDim, stages_.v + stage * kValueDim, key, block_.position_of(0),
+                 block_.position_of(block_.rows - 1));
   }
 
   // Output rows by way of shared memory, where every warp has 16 rows of its own, to whole chunks.

@@ -37,12 +37,12 @@ class MmaRows {
   static constexpr bool kKeepQ = kKeyDim <= 64;                       // in registers
   using Fragment = uint32_t[4];                                       // two elements each
 
-  // queries: [16, Dk] in shared memory; low, high: what the lane's rows see.
-  __device__ MmaRows(const AttentionParams& p, T* queries, const RowMask& low, const RowMask& high)
+  // queries: [16, Dk] in shared memory; low, high: positions of the lane's rows.
+  __device__ MmaRows(const AttentionParams& p, T* queries, int low, int high)
       : p_(p),
         queries_(queries),
-        low_(low),
-        high_(high),
+        low_(p.mask, low),
+        high_(p.mask, high),
         // Scores are in units of log2. A scale of 0 must not meet a score of minus infinity.
         scale_(max(static_cast<float>(fabs(p.scale) * kLog2E), 1e-37f)) {}
 
@@ -54,12 +54,12 @@ class MmaRows {
     }
   }
 
-  // keys [kKeys, Dk] and values [kKeys, Dv] in shared memory, the first at position `key`; `whole`: every row
-  // sees all of them.
-  __device__ __forceinline__ void attend(T* keys, T* values, int key, bool whole) {
+  // keys [kKeys, Dk] and values [kKeys, Dv] in shared memory, the first at position `key`; the rows' queries
+  // are at positions `first` to `last`.
+  __device__ __forceinline__ void attend(T* keys, T* values, int key, int first, int last) {
     float scores[kScores][4];
     score(scores, keys);
-    if (!whole) mask(scores, key);
+    if (!all_visible(p_.mask, first, last + 1, key, key + kKeys)) mask(scores, key);
     soften(scores);
     add_values(scores, values);
   }
@@ -117,7 +117,7 @@ class MmaRows {
     for (auto& tile : scores)
 #pragma unroll
       for (float& x : tile) x = 0.0f;
-#pragma unroll(kKeepQ ? kKeyDim / 16 : 4)
+#pragma unroll(kKeyDim == 128 ? 4 : kKeyDim / 16)  // with which nothing spills
     for (int i = 0; i < kKeyDim / 16; ++i) {
       Fragment q;
       if constexpr (kKeepQ) {

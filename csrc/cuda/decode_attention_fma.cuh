@@ -36,6 +36,7 @@ __device__ __forceinline__ void fma_decode(const DecodeAttentionParams& params, 
   const KeyTiles<kFmaKeys> keys(block.spans);
   const int begin = block.split * splits.tiles, end = min(begin + splits.tiles, keys.count);
   if (begin >= end) return;
+  HYMBA_SHARED(CachedKey<C>[kFmaKeys], places);  // of a tile's keys
   Row row(p, tiles, RowMask(p.mask, block.position_of(Row::row())));
   load_fma_rows(tiles.q, tiles.k_stride, kFmaRows, p.k_dim, [&](int i) -> const C* {
     return i < block.rows ? head_row<C>(p.q, block.row, block.token_of(i), block.head_of(i)) : nullptr;
@@ -50,10 +51,11 @@ __device__ __forceinline__ void fma_decode(const DecodeAttentionParams& params, 
 #pragma unroll 1
   for (int tile = begin; tile < end; ++tile) {
     const int key = keys.key(tile);
-    load_fma_rows(tiles.k, tiles.k_stride, kFmaKeys, p.k_dim,
-                  [&](int i) { return cached_key<C>(params, block, key + i).k; });
-    load_fma_rows(tiles.v, static_cast<int>(p.v_dim), kFmaKeys, p.v_dim,
-                  [&](int i) { return cached_key<C>(params, block, key + i).v; });
+    if (threadIdx.x < kFmaKeys)
+      places[threadIdx.x] = cached_key<C>(params, block, key + static_cast<int>(threadIdx.x));
+    __syncthreads();
+    load_fma_rows(tiles.k, tiles.k_stride, kFmaKeys, p.k_dim, [&](int i) { return places[i].k; });
+    load_fma_rows(tiles.v, static_cast<int>(p.v_dim), kFmaKeys, p.v_dim, [&](int i) { return places[i].v; });
     __syncthreads();
     if (has_new_keys(params, block, key, kFmaKeys)) place_new_keys(params, tiles, block, key);
     row.attend(key);

@@ -13,6 +13,11 @@
 namespace hymba::cuda {
 
 constexpr int kDecodeWarps = 4, kDecodeThreads = kDecodeWarps * kWarpSize;
+// Blocks an SM that the registers should allow, where the output leaves them room.
+template <int kKeyDim, int kValueDim>
+constexpr int kDecodeBlocks = kKeyDim + kValueDim <= 128   ? 4
+                              : kKeyDim + kValueDim <= 192 ? 3
+                                                           : 1;
 constexpr int kDecodeRows = kWarpRows, kWarpKeys = 16, kDecodeKeys = kDecodeWarps * kWarpKeys;
 
 template <class T, int kKeyDim, int kValueDim>
@@ -43,8 +48,7 @@ class MmaDecode {
         tiles_(tiles),
         block_(block),
         key_tiles_(block.spans),
-        rows_(p_, tiles.q, RowMask(p_.mask, block.position_of(row(0))),
-              RowMask(p_.mask, block.position_of(row(1)))) {}
+        rows_(p_, tiles.q, block.position_of(row(0)), block.position_of(row(1))) {}
 
   __device__ __forceinline__ void run() {
     const int first = block_.split * splits_.tiles, end = min(first + splits_.tiles, key_tiles_.count);
@@ -73,10 +77,8 @@ class MmaDecode {
       __syncwarp();
       const int key = key_tiles_.key(tile) + warp() * kWarpKeys;
       if (has_new_keys(params_, block_, key, kWarpKeys)) place_new_keys(key);
-      const bool whole = all_visible(p_.mask, block_.position_of(0), block_.position_of(block_.rows - 1) + 1,
-                                     key, key + kWarpKeys);
       rows_.attend(tiles_.k + warp() * kWarpKeys * kKeyDim, tiles_.v + warp() * kWarpKeys * kValueDim, key,
-                   whole);
+                   block_.position_of(0), block_.position_of(block_.rows - 1));
       __syncwarp();
     }
     join_warps();
@@ -130,7 +132,7 @@ class MmaDecode {
   template <int kDim>
   __device__ __forceinline__ static void copy_rows(T* to, const T* mine, int dim) {
     constexpr int kChunks = kDim / kChunk;
-#pragma unroll
+#pragma unroll(kPacks&& kDim <= 128 ? 2 : 1)
     for (int i = 0; i < kWarpKeys * kChunks; i += kWarpSize) {
       const int row = (i + lane()) / kChunks;
       const auto address = __shfl_sync(kFullWarp, reinterpret_cast<uintptr_t>(mine), row);
@@ -207,7 +209,7 @@ class MmaDecode {
 // launch: mma_decode_kernel<*, 128, 128, *> threads 128, shared 37888
 // launch: mma_decode_kernel<*, 256, 256, *> threads 128, shared 74752
 template <class T, int kKeyDim, int kValueDim, bool kPacks>
-__global__ void __launch_bounds__(kDecodeThreads)
+__global__ void __launch_bounds__(kDecodeThreads, (kDecodeBlocks<kKeyDim, kValueDim>))
     mma_decode_kernel(DecodeAttentionParams params, DecodeSplits splits) {
   HYMBA_DYNAMIC_SHARED(bytes);
   const auto tiles = carve_shared<DecodeTiles<T, kKeyDim, kValueDim>>(bytes);

@@ -126,6 +126,7 @@ __device__ __forceinline__ void turn_rows(const DecodeAttentionParams& params, i
                                           int threads, const At& at, const PositionOf& position_of) {
   using C = compute_t<T>;
   const int half = static_cast<int>(params.attention.k_dim) / 2;
+#pragma unroll 1  // one round where a step has one token, and registers are short
   for (int i = thread; i < rows * half; i += threads) {
     const int row = i / half, d = i % half;
     C sine, cosine;
@@ -145,6 +146,7 @@ __device__ __forceinline__ void put_row(const AttentionParams& p, const HeadsVie
   const int token = position - static_cast<int>(p.meta_len);
   const CachePlace place = cache_place(p.cache, block.slot, token, position);
   T* to = const_cast<T*>(head_row<T>(cache, place.block, place.row, block.kv_head));
+#pragma unroll 1
   for (int d = lane; d < dim; d += kWarpSize) to[d] = at(d);
 }
 

@@ -105,14 +105,16 @@ HYMBA_INLINE CachePlace cache_place(const KeyCache& cache, int64_t slot, int64_t
           static_cast<uint32_t>(token) % rows};
 }
 
+// Of keys in k and v.
 HYMBA_INLINE SequenceView sequence_view(const AttentionParams& p, int64_t s) {
-  if (p.cache.lengths != nullptr) {
-    const CachedSequence cached = cached_sequence(p.cache, s, p.q_len);
-    return {s, 0, cached.count, 0, cached.length + cached.count, cached.slot};
-  }
   if (p.cu_seqlens_q == nullptr) return {s, 0, p.q_len, 0, p.k_len, 0};
   const int64_t q0 = p.cu_seqlens_q[s], k0 = p.cu_seqlens_k[s];
   return {0, q0, p.cu_seqlens_q[s + 1] - q0, k0, p.cu_seqlens_k[s + 1] - k0, 0};
+}
+// Of keys in a cache.
+HYMBA_INLINE SequenceView cached_view(const AttentionParams& p, int64_t b) {
+  const CachedSequence cached = cached_sequence(p.cache, b, p.q_len);
+  return {b, 0, cached.count, 0, cached.length + cached.count, cached.slot};
 }
 
 template <class T>
