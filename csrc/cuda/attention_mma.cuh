@@ -29,7 +29,7 @@ struct AttentionStages {
 template <class T, int kKeyDim, int kValueDim, bool kPacks>
 class MmaAttention {
   static constexpr int kKeys = kMmaKeys<kKeyDim, kValueDim>;
-  using Rows = MmaRows<T, kKeyDim, kValueDim, kKeys>;
+  using Rows = MmaRows<T, kKeyDim, kValueDim, kKeys, kKeyDim <= 64>;
   using Stages = AttentionStages<T, kKeyDim, kValueDim>;
   static_assert(kMmaStages * kKeys * kKeyDim >= kMmaRows * kValueDim);  // store_results
 

@@ -30,11 +30,11 @@ bool in_chunks(const HeadsView& view) {
 
 // kKeys of a tile. Lane l has scores, maxima and sums of rows l / 4 and l / 4 + 8; of output columns 8 n to
 // 8 n + 7 it has 8 n + 2 (l % 4) and the next one, in both rows.
-template <class T, int kKeyDim, int kValueDim, int kKeys>
+// kKeepQ: queries stay in registers, else they are read again for every tile.
+template <class T, int kKeyDim, int kValueDim, int kKeys, bool kKeepQ>
 class MmaRows {
  public:
   static constexpr int kScores = kKeys / 8, kValues = kValueDim / 8;  // mma tiles of eight columns
-  static constexpr bool kKeepQ = kKeyDim <= 64;                       // in registers
   using Fragment = uint32_t[4];                                       // two elements each
 
   // queries: [16, Dk] in shared memory; low, high: positions of the lane's rows.

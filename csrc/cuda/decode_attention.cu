@@ -8,12 +8,33 @@ namespace {
 
 template <class T>
 constexpr bool kUsesMma = sizeof(T) == 2;
-template <class T>
-constexpr int kTileKeys = kUsesMma<T> ? kDecodeKeys : kFmaKeys;
 
+// body(key dim, value dim), as constants, of the smallest tiles that hold the head dims.
+template <class Body>
+auto with_dims(const AttentionParams& p, const Body& body) {
+  using std::integral_constant;
+  constexpr integral_constant<int, 64> k64;
+  constexpr integral_constant<int, 128> k128;
+  constexpr integral_constant<int, 256> k256;
+  if (p.k_dim <= 64 && p.v_dim <= 64) return body(k64, k64);
+  if (p.k_dim <= 64 && p.v_dim <= 128) return body(k64, k128);
+  if (p.k_dim <= 128 && p.v_dim <= 128) return body(k128, k128);
+  static_assert(kMaxHeadDim == 256);
+  return body(k256, k256);
+}
+
+// Keys and rows of a tile.
 template <class T>
+  requires(kUsesMma<T>)
 DecodeSplits splits_of(const DecodeAttentionParams& params) {
-  return DecodeSplits(params, kTileKeys<T>, kUsesMma<T> ? kDecodeRows : kFmaRows);
+  return with_dims(params.attention, [&](auto key_dim, auto value_dim) {
+    return DecodeSplits(params, kDecodeKeys<key_dim, value_dim>, kDecodeRows);
+  });
+}
+template <class C>
+  requires(!kUsesMma<C>)
+DecodeSplits splits_of(const DecodeAttentionParams& params) {
+  return DecodeSplits(params, kFmaKeys, kFmaRows);
 }
 
 template <class T, int kKeyDim, int kValueDim>
@@ -24,21 +45,18 @@ int launch_mma(const DecodeAttentionParams& params, const DecodeSplits& splits, 
   bool packs = p.k_dim % kChunk == 0 && p.v_dim % kChunk == 0;
   for (const HeadsView& view : {p.q, p.k, p.v, p.meta_k, p.meta_v, params.new_k, params.new_v})
     packs = packs && in_chunks<T>(view);
-  return packs
-             ? launch_kernel(mma_decode_kernel<T, kKeyDim, kValueDim, true>, shape, stream, params, splits)
-             : launch_kernel(mma_decode_kernel<T, kKeyDim, kValueDim, false>, shape, stream, params, splits);
+  const auto kernel = packs ? mma_decode_kernel<T, kKeyDim, kValueDim, true>
+                            : mma_decode_kernel<T, kKeyDim, kValueDim, false>;
+  if (const int error = launch_kernel(kernel, shape, stream, params, splits)) return error;
+  return join_splits<T, kDecodeKeys<kKeyDim, kValueDim>>(params, splits, stream);
 }
 
-// The smallest tiles that hold the head dims.
 template <class T>
   requires(kUsesMma<T>)
-int launch_splits(const DecodeAttentionParams& params, const DecodeSplits& splits, void* stream) {
-  const int64_t k_dim = params.attention.k_dim, v_dim = params.attention.v_dim;
-  if (k_dim <= 64 && v_dim <= 64) return launch_mma<T, 64, 64>(params, splits, stream);
-  if (k_dim <= 64 && v_dim <= 128) return launch_mma<T, 64, 128>(params, splits, stream);
-  if (k_dim <= 128 && v_dim <= 128) return launch_mma<T, 128, 128>(params, splits, stream);
-  static_assert(kMaxHeadDim == 256);
-  return launch_mma<T, 256, 256>(params, splits, stream);
+int launch_tiles(const DecodeAttentionParams& params, const DecodeSplits& splits, void* stream) {
+  return with_dims(params.attention, [&](auto key_dim, auto value_dim) {
+    return launch_mma<T, key_dim, value_dim>(params, splits, stream);
+  });
 }
 
 template <class C, int kColumns>
@@ -46,12 +64,14 @@ int launch_fma(const DecodeAttentionParams& params, const DecodeSplits& splits, 
   const AttentionParams& p = params.attention;
   const LaunchShape shape{split_blocks(params, splits), kFmaThreads,
                           shared_bytes<FmaTiles<C>>(static_cast<int>(p.k_dim), static_cast<int>(p.v_dim))};
-  return launch_kernel(fma_decode_kernel<C, kColumns>, shape, stream, params, splits);
+  if (const int error = launch_kernel(fma_decode_kernel<C, kColumns>, shape, stream, params, splits))
+    return error;
+  return join_splits<C, kFmaKeys>(params, splits, stream);
 }
 
 template <class C>
   requires(!kUsesMma<C>)
-int launch_splits(const DecodeAttentionParams& params, const DecodeSplits& splits, void* stream) {
+int launch_tiles(const DecodeAttentionParams& params, const DecodeSplits& splits, void* stream) {
   const int64_t v_dim = params.attention.v_dim;
   if (v_dim <= 4 * kFmaLanes) return launch_fma<C, 4>(params, splits, stream);
   if (v_dim <= 16 * kFmaLanes) return launch_fma<C, 16>(params, splits, stream);
@@ -71,9 +91,7 @@ size_t decode_attention_workspace_bytes(const DecodeAttentionParams& params) {
 int decode_attention(const DecodeAttentionParams& params, void* stream) {
   return with_dtype(params.attention.dtype, [&](auto t) {
     using T = decltype(t);
-    const DecodeSplits splits = splits_of<T>(params);
-    if (const int error = launch_splits<T>(params, splits, stream)) return error;
-    return join_splits<T, kTileKeys<T>>(params, splits, stream);
+    return launch_tiles<T>(params, splits_of<T>(params), stream);
   });
 }
 

@@ -1,8 +1,8 @@
 // decode_attention for 16-bit types: a block has 16 rows (token, head of the group) of one KV head and one
-// split of the keys, 16 keys of each tile of 64 a warp.
+// split of the keys, a quarter of each tile a warp.
 //
 // Bound by the bytes of keys and values: 384 of a key at 64/128, which each KV head's group reads once. A
-// block asks for a whole tile at once and holds no second one: four blocks an SM keep some 100 KB in flight.
+// block asks for a whole tile at once and holds no second one: three blocks an SM keep 144 KB in flight.
 // Warps meet only before the first tile, for the queries, and behind the last one, where their results are
 // joined in a fixed order.
 #pragma once
@@ -13,21 +13,23 @@
 namespace hymba::cuda {
 
 constexpr int kDecodeWarps = 4, kDecodeThreads = kDecodeWarps * kWarpSize;
-// Blocks an SM that the registers should allow, where the output leaves them room.
+// Blocks an SM that the registers should allow, where that needs no spills.
+template <int kKeyDim, int kValueDim, bool kPacks>
+constexpr int kDecodeBlocks = kPacks && kKeyDim + kValueDim <= 192 ? 3 : 1;
+constexpr int kDecodeRows = kWarpRows;
+// Keys of a tile: as many as shared memory has room for.
 template <int kKeyDim, int kValueDim>
-constexpr int kDecodeBlocks = kKeyDim + kValueDim <= 128   ? 4
-                              : kKeyDim + kValueDim <= 192 ? 3
-                                                           : 1;
-constexpr int kDecodeRows = kWarpRows, kWarpKeys = 16, kDecodeKeys = kDecodeWarps * kWarpKeys;
+constexpr int kDecodeKeys = kKeyDim + kValueDim <= 256 ? 128 : 64;
 
 template <class T, int kKeyDim, int kValueDim>
 struct DecodeTiles {
+  static constexpr int kKeys = kDecodeKeys<kKeyDim, kValueDim>;
   T *q, *k, *v;   // [rows, Dk], [keys, Dk], [keys, Dv]; v becomes two warps' results
   float* maxima;  // and sums of two warps
   __host__ __device__ explicit DecodeTiles(SharedCarver& carve)
       : q(carve.take<T>(kDecodeRows * kKeyDim)),
-        k(carve.take<T>(kDecodeKeys * kKeyDim)),
-        v(carve.take<T>(kDecodeKeys * kValueDim)),
+        k(carve.take<T>(kKeys * kKeyDim)),
+        v(carve.take<T>(kKeys * kValueDim)),
         maxima(carve.take<float>(2 * kWarpSize * 4)) {}
 };
 
@@ -35,9 +37,9 @@ struct DecodeTiles {
 template <class T, int kKeyDim, int kValueDim, bool kPacks>
 class MmaDecode {
   using Tiles = DecodeTiles<T, kKeyDim, kValueDim>;
-  using Rows = MmaRows<T, kKeyDim, kValueDim, kWarpKeys>;
-  static_assert(sizeof(T) * kDecodeKeys * kValueDim >=
-                2 * sizeof(float) * kDecodeRows * kValueDim);  // join_warps
+  static constexpr int kKeys = Tiles::kKeys, kWarpKeys = kKeys / kDecodeWarps;
+  using Rows = MmaRows<T, kKeyDim, kValueDim, kWarpKeys, false>;
+  static_assert(sizeof(T) * kKeys * kValueDim >= 2 * sizeof(float) * kDecodeRows * kValueDim);  // join_warps
 
  public:
   __device__ MmaDecode(const DecodeAttentionParams& params, const DecodeSplits& splits, const Tiles& tiles,
@@ -66,7 +68,6 @@ class MmaDecode {
           [&](int i) { return block_.position_of(i); });
       __syncthreads();
     }
-    rows_.keep_queries();
 #pragma unroll 1
     for (int tile = first; tile < end; ++tile) {
       if (tile > first) {
@@ -200,16 +201,16 @@ class MmaDecode {
   const DecodeSplits& splits_;
   const Tiles& tiles_;
   const DecodeBlock& block_;
-  const KeyTiles<kDecodeKeys> key_tiles_;
+  const KeyTiles<kKeys> key_tiles_;
   Rows rows_;
 };
 
-// launch: mma_decode_kernel<*, 64, 64, *> threads 128, shared 19456
-// launch: mma_decode_kernel<*, 64, 128, *> threads 128, shared 27648
-// launch: mma_decode_kernel<*, 128, 128, *> threads 128, shared 37888
+// launch: mma_decode_kernel<*, 64, 64, *> threads 128, shared 35840
+// launch: mma_decode_kernel<*, 64, 128, *> threads 128, shared 52224
+// launch: mma_decode_kernel<*, 128, 128, *> threads 128, shared 70656
 // launch: mma_decode_kernel<*, 256, 256, *> threads 128, shared 74752
 template <class T, int kKeyDim, int kValueDim, bool kPacks>
-__global__ void __launch_bounds__(kDecodeThreads, (kDecodeBlocks<kKeyDim, kValueDim>))
+__global__ void __launch_bounds__(kDecodeThreads, (kDecodeBlocks<kKeyDim, kValueDim, kPacks>))
     mma_decode_kernel(DecodeAttentionParams params, DecodeSplits splits) {
   HYMBA_DYNAMIC_SHARED(bytes);
   const auto tiles = carve_shared<DecodeTiles<T, kKeyDim, kValueDim>>(bytes);

@@ -2,9 +2,9 @@
 // how the parts' results are joined.
 //
 // A row's visible keys are two spans of positions (core/mask.h), in tiles that lie at multiples of their
-// length; a split is a constant number of tiles: 64 keys of a ring, so that one row of a batch fills the GPU,
-// and 256 of pages, where there may be many. What a row's splits are depends on its own length alone, so its
-// bits do not depend on its neighbours.
+// length; a split is a constant number of tiles: 128 keys of a ring, of which one row of a batch makes 50
+// blocks, and 256 of pages, where there may be many. What a row's splits are depends on its own length alone,
+// so its bits do not depend on its neighbours.
 //
 // This step's keys are read from k and v, turned in shared memory, and put into the cache by the block that
 // has them. Nobody reads what is written: those rows held tokens before every window.
@@ -16,7 +16,7 @@
 
 namespace hymba::cuda {
 
-constexpr int kRingSplitKeys = 64, kPagedSplitKeys = 256;
+constexpr int kRingSplitKeys = 128, kPagedSplitKeys = 256;
 
 // How rows and keys are cut for a kernel whose tiles have `tile_keys` keys and `tile_rows` rows.
 struct DecodeSplits {
