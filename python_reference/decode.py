@@ -81,7 +81,8 @@ def decode_attention(
         [B, n, Hq, Dv].
     """
     refuse_grad("decode_attention", q=q, k=k, v=v, k_cache=k_cache, v_cache=v_cache, meta_k=meta_k, meta_v=meta_v)
-    meta = (k_cache[0, :0], v_cache[0, :0]) if meta_k is None else (meta_k, meta_v)
+    none = tuple(cache.new_empty(0, *cache.shape[2:]) for cache in (k_cache, v_cache))
+    meta = none if meta_k is None else (meta_k, meta_v)
     out = q.new_zeros(*q.shape[:3], v_cache.shape[3])
     for b in range(q.shape[0]):
         slot = b if slots is None else int(slots[b])

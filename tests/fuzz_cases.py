@@ -202,6 +202,54 @@ def step_shape(case):
     return (case["B"],) if case["n"] is None else (case["B"], case["n"])
 
 
+def decode_attention(case):
+    """Slots, all of them with tokens, of which some are a row's; what the caches hold beside is somebody's."""
+    rng = random.Random(case["seed"])
+    B, n, Hkv, Dk, Dv, M = (case[name] for name in ("B", "n", "Hkv", "Dk", "Dv", "M"))
+    page, window = case["page"], case["window"]
+    if page is None and (window is None or window > 200):
+        window = 30
+    tensors = Tensors(case, B * n * Hkv * case["group"] * Dv)
+    count = B if case["slots"] == "none" else B + 2
+    lengths = [rng.choice([0, 1, rng.randrange(200)]) for _ in range(count)]
+    table = None
+    if page is None:
+        shape = (count, window + n + rng.choice([0, 0, 13]))
+    else:
+        each = max((-(-(length + n) // page) for length in lengths), default=1)
+        table = torch.randperm(max(count * each, 1), generator=torch.Generator().manual_seed(case["seed"]))
+        shape, table = (len(table), page), table[: count * each].view(count, each).int()
+    slots = None
+    if case["slots"] != "none":
+        slots = rng.sample(range(count), B)
+        if case["padding"]:
+            slots = [-1 if rng.random() < 0.3 else slot for slot in slots]
+    counts = [rng.randint(0, n) for _ in range(B)] if case["fewer"] else None
+
+    def int32(values):
+        return None if values is None else torch.tensor(values, dtype=torch.int32)
+
+    def new(*sizes):
+        return None if case["borrows"] else tensors(*sizes)
+
+    return {
+        "q": tensors(B, n, Hkv * case["group"], Dk),
+        "k": new(B, n, Hkv, Dk),
+        "v": new(B, n, Hkv, Dv),
+        "k_cache": tensors(*shape, Hkv, Dk),
+        "v_cache": tensors(*shape, Hkv, Dv),
+        "lengths": int32(lengths),
+        "counts": int32(counts),
+        "slots": int32(slots),
+        "block_table": table,
+        "meta_k": tensors(M, Hkv, Dk) if M else None,
+        "meta_v": tensors(M, Hkv, Dv) if M else None,
+        "window": window,
+        "scale": case["scale"],
+        "inv_freq": torch.rand(Dk // 2, generator=tensors.generator) if case["rope"] and Dk % 2 == 0 else None,
+    }
+
+
 def causal_conv1d_update(case):
     C, K = case["C"], case["K"]
     slots_in, slots_out, rows = draw_slots(case, case["B"])
@@ -288,6 +336,13 @@ CASES = {
         "Dv": size(1, 80, 1, 16, 64, 256), "window": st.none() | size(0, 80, 0, 10**12),
         "num_meta": size(0, 70, 0), "separate_meta": st.booleans(), "more_keys": size(0, 130, 0, 0, 1),
         "scale": st.sampled_from([None, 0.3]),
+    },
+    decode_attention: {
+        "B": size(0, 4), "n": size(1, 16, 1, 1), "Hkv": size(1, 3), "group": st.sampled_from([1, 1, 2, 5]),
+        "Dk": size(1, 80, 16, 64, 256), "Dv": size(1, 80, 1, 16, 64, 256), "M": size(0, 70, 0),
+        "page": st.none() | size(1, 40, 16), "window": st.none() | size(0, 80, 0, 10**12),
+        "scale": st.sampled_from([None, 0.3]), "rope": st.booleans(), "borrows": st.booleans(), "fewer": st.booleans(),
+        **SLOTS,
     },
     rotary: {
         "B": BATCH, "T": size(0, 60, 0, 1), "H": size(0, 5), "half": size(1, 40, 1, 32), "position_rows": st.booleans(),

@@ -35,13 +35,18 @@ FUZZ = settings(
 )
 OPS = sorted(STRATEGIES)
 
-# What an op returns under its arguments of fuzz_cases.py; the update ops return the state that they changed too.
+# What an op returns under its arguments of fuzz_cases.py; those of UPDATES return what they changed too.
 OUTPUTS = {
     "attention": ("out", "lse"),
     "causal_conv1d": ("out", "final_state"),
     "selective_scan": ("out", "final_state"),
 }
-UPDATES = ("causal_conv1d_update", "selective_state_update")
+# What an op changes in place.
+UPDATES = {
+    "causal_conv1d_update": ("state",),
+    "decode_attention": ("k_cache", "v_cache"),
+    "selective_state_update": ("state",),
+}
 # Where the product is the library's, a 16-bit result is rounded before bias, gate and residual come to it, as the plain
 # form's is. Of one value the plain form may err by nothing, by luck: fewer values than these are judged together with
 # those of other seeds.
@@ -51,7 +56,7 @@ FEWEST_VALUES = 256
 
 def fuzz(name, **options):
     """FUZZ with as many examples as take a few seconds; attention's plain form is the slowest."""
-    examples = 100 if name == "attention" else 400
+    examples = 100 if name in ("attention", "decode_attention") else 400
     return settings(FUZZ, **{"max_examples": 100 * examples if LONG else examples, **options})
 
 
@@ -62,12 +67,13 @@ def test_every_op_is_fuzzed():
     assert public == OPS
 
 
-def functional(op, layout):
-    """An update op as one that leaves its state alone and returns it changed."""
+def functional(op, names, layout):
+    """An op that changes the arguments `names` as one that leaves them alone and returns them changed."""
 
-    def call(*, state, **arguments):
-        state = layout(state.clone()) if state.numel() > 0 else state.clone()
-        return op(state=state, **arguments), state
+    def call(**arguments):
+        states = {n: arguments[n].clone() for n in names}
+        states = {n: layout(state) if state.numel() > 0 else state for n, state in states.items()}
+        return op(**{**arguments, **states}), *states.values()
 
     return call
 
@@ -87,8 +93,8 @@ def check(name, case, reference_op):
     op, arguments = getattr(F, name), MAKE[name](case)
     if name in UPDATES:
         layout = LAYOUTS[case["layouts"][0]]
-        op, reference_op = functional(op, layout), functional(reference_op, layout)
-    names = ("out", "state") if name in UPDATES else OUTPUTS.get(name, ("out",))
+        op, reference_op = (functional(f, UPDATES[name], layout) for f in (op, reference_op))
+    names = OUTPUTS.get(name, ("out", *UPDATES.get(name, ())))
     check_against_reference(op, reference_op, dtype=case["dtype"], names=names, **arguments)
 
 
@@ -123,6 +129,7 @@ def forgets_one_state(*, state, **arguments):
 
 WRONG = {
     "attention": with_changed("attention", window=lambda w: None if w is None else w + 1),
+    "decode_attention": with_changed("decode_attention", lengths=lambda lengths: lengths + 1),
     "rotary": with_changed("rotary", positions=lambda p: p + 1),
     "causal_conv1d": with_changed("causal_conv1d", weight=lambda w: w.flip(1)),
     "causal_conv1d_update": with_changed("causal_conv1d_update", weight=lambda w: w.flip(1)),
