@@ -20,10 +20,19 @@ import python_reference as reference
 from python_reference.attention import visible
 
 
-def blocked_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, num_meta: int, scale: float) -> Tensor:
+def blocked_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    window: int | None,
+    num_meta: int,
+    scale: float,
+    block: int | None = None,
+) -> Tensor:
     """`attention` on dense input with S = T: blocks of queries, each with the keys that it can see."""
-    attend, block = (_padded_sdpa, 256) if q.dtype == torch.float32 else (_grouped_products, 128)
-    length = q.shape[1]
+    attend, best_block = (_padded_sdpa, 256) if q.dtype == torch.float32 else (grouped_products, 128)
+    length, block = q.shape[1], block or best_block
     out = q.new_empty(*q.shape[:3], v.shape[3])
     for begin in range(0, length, block):
         end = min(begin + block, length)
@@ -46,7 +55,7 @@ def _padded_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) ->
     return out.transpose(1, 2)
 
 
-def _grouped_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+def grouped_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
     """One batched product per KV head for its whole group of query heads: no repeated keys."""
     (batch, _, heads, dim), kv_heads = q.shape, k.shape[2]
     group = heads // kv_heads
@@ -125,11 +134,11 @@ class Upcast(nn.Module):
         return out.to(hidden.dtype), kv, state
 
 
-_MIXERS = {"plain": PlainMixer, "naive": NaiveMixer, "compiled": CompiledMixer}
+MIXERS = {"plain": PlainMixer, "naive": NaiveMixer, "compiled": CompiledMixer}
 
 
-def plain_layer(kind: str, config: reference.HymbaConfig, layer_index: int) -> nn.Module:
-    """python_reference's HymbaLayer with the mixer of `kind`: plain, naive or compiled."""
+def layer_with(mixer: type[reference.HybridMixer], config: reference.HymbaConfig, layer_index: int) -> nn.Module:
+    """python_reference's HymbaLayer with a mixer of MIXERS or of bench.peers."""
     layer = reference.HymbaLayer(config, layer_index)
-    layer.mamba = _MIXERS[kind](config, layer_index)
+    layer.mamba = mixer(config, layer_index)
     return layer
