@@ -4,7 +4,7 @@ attention   flex             FlexAttention, compiled: one call with grouped head
             flex-halves      as the published model calls it: once for each half of the values, keys and values repeated
             sdpa             scaled_dot_product_attention, q and k padded to the value dim; all keys: causal, else under
                              a boolean mask with keys and values repeated, as the one fused kernel with masks wants it
-            compiled-blocks  torch.compile of plain's blocks of queries, at most 16, because it unrolls their loop
+            compiled-blocks  torch.compile of plain's blocks of queries, at most 16
             compiled-masked  torch.compile of all scores under the whole mask
 conv, scan  causal_conv1d, mamba_ssm: these libraries' kernels, channels first
 layer       flex, sdpa       plain with that attention
@@ -32,7 +32,6 @@ from python_reference.attention import visible
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # `attention` on dense input with S = T
 
-_MOST_BLOCKS = 16
 _MANY_SHAPES = 1024  # a sweep compiles one function for more shapes than the compiler's default allows
 
 
@@ -106,12 +105,7 @@ def _sdpa(window: int | None, num_meta: int, scale: float) -> Attend:
 
 
 def _compiled_blocks(window: int | None, num_meta: int, scale: float) -> Attend:
-    @_compiled
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        block = max(128, -(-q.shape[1] // _MOST_BLOCKS))
-        return plain.blocked_attention(q, k, v, window=window, num_meta=num_meta, scale=scale, block=block)
-
-    return attend
+    return _compiled(functools.partial(plain.unrolled_attention, window=window, num_meta=num_meta, scale=scale))
 
 
 def _compiled_masked(window: int | None, num_meta: int, scale: float) -> Attend:

@@ -57,11 +57,11 @@ def test_masks_are_made_on_the_inputs_device(name, window, uncompiled):
 def test_compiled_blocks_are_few(monkeypatch, uncompiled):
     blocks = []
     monkeypatch.setattr(plain, "blocked_attention", lambda q, k, v, *, block, **_: blocks.append(block) or q)
-    for length in (1, 2048, 2049, 8320):
+    for length in (1, 4096, 4097, 8320):
         peers.attention_calls(["compiled-blocks"], *random_heads(length, batch=1), window=9, num_meta=0, scale=1.0)[
             "compiled-blocks"
         ]()
-    assert blocks == [128, 128, 129, 520]
+    assert blocks == [256, 256, 257, 520]
 
 
 def test_all_scores_are_refused_where_memory_ends(monkeypatch, uncompiled):
