@@ -3,7 +3,7 @@ their outputs agree."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 import hymba_ops
 import python_reference
-from bench import plain, roofline
+from bench import peers, plain, roofline
 from bench.runner import (
     Call,
     CannotRun,
@@ -80,7 +80,8 @@ def make_layers(
         layer: nn.Module = ours
         if implementation != "hymba_ops":
             kind = "plain" if implementation == "upcast" else implementation
-            layer = plain.plain_layer(kind, plain_config, index).to(device=device, dtype=dtype)
+            mixer = (plain.MIXERS | peers.MIXERS)[kind]
+            layer = plain.layer_with(mixer, plain_config, index).to(device=device, dtype=dtype)
             layer.load_state_dict(ours.state_dict(), assign=True)
         if implementation == "upcast":
             layer = plain.Upcast(layer)
@@ -163,3 +164,25 @@ def check_agreement(complaint: str, actual: Tensor, expected: Tensor) -> float:
     if not error <= allowed:
         raise WrongOutput(f"{complaint}: relative rms {error:.2e}, allowed {allowed:.0e}")
     return error
+
+
+def admit(
+    candidates: Mapping[str, Sequence[Call]], expected: Tensor
+) -> tuple[dict[str, Sequence[Call]], dict[str, str]]:
+    """Those peers that run here and agree with plain, and of the others the reasons why not.
+
+    Args:
+        candidates: a peer's name to its calls, as bench.runner.time_rounds takes them; the first also compiles.
+        expected: what plain makes of the first input.
+    """
+    admitted, refused = {}, {}
+    for name, calls in candidates.items():
+        try:
+            check_agreement("it differs from plain", calls[0](), expected)
+        except (WrongOutput, CannotRun) as reason:
+            refused[name] = str(reason)
+        except Exception as reason:  # whatever compilers and libraries raise: it is reported
+            refused[name] = f"{type(reason).__name__}: {first_line(reason)}"
+        else:
+            admitted[name] = calls
+    return admitted, refused

@@ -7,7 +7,8 @@
     python bench/layer_throughput.py --memory              # growth of the peak resident set at 8192 tokens
 
 Input is random hidden states of --seq-len tokens behind the preset's meta tokens, in torch.inference_mode. All rows
-have the same weights, and their outputs are compared before anything is timed. Many lengths, batch sizes, presets and
+have the same weights, and their outputs are compared before anything is timed. On a GPU the peers of bench/peers.py are
+timed too; those that cannot run are named with the reason. Many lengths, batch sizes, presets and
 the single ops: bench/sweep.py.
 """
 
@@ -25,11 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 import hymba_ops
-from bench import memory, options, parts, report, roofline, threads
+from bench import memory, options, parts, peers, report, roofline, threads
 from bench.cases import (
     Case,
     WrongOutput,
-    check_agreement,
+    admit,
     check_kernels,
     check_memory,
     compare_outputs,
@@ -37,9 +38,9 @@ from bench.cases import (
     make_case,
 )
 from bench.report import Rows
-from bench.runner import Call, CannotRun, Progress, first_line, time_rounds
+from bench.runner import CannotRun, Progress, time_rounds
 
-IMPLEMENTATIONS = ("hymba_ops", "plain", "naive", "compiled", "upcast")
+IMPLEMENTATIONS = ("hymba_ops", "plain", "naive", "compiled", "upcast", *peers.MIXERS)
 EAGER_PLAIN = ("plain", "naive", "upcast")
 
 
@@ -52,10 +53,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--layers", default="sliding,global")
     parser.add_argument(
         "--implementations",
-        help=f"of {','.join(IMPLEMENTATIONS)}; default all (upcast: not in float32), --memory hymba_ops,plain",
+        help=f"of {','.join(IMPLEMENTATIONS)}; default all (not upcast in float32, not the peers "
+        f"{', '.join(peers.MIXERS)} on a CPU), --memory hymba_ops,plain",
     )
     parser.add_argument("--preset", default="1.5b", help=", ".join(options.PRESETS))
     parser.add_argument("--parts", action="store_true", help="also time the layers' parts")
+    parser.add_argument(
+        "--peers", help=f"in --parts, of {','.join(peers.PARTS)}; or none. Default all on a GPU, flex on a CPU"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the results there")
     parser.add_argument("--plot", metavar="FILE", help="draw the results there (needs matplotlib; implies --parts)")
     instead = parser.add_mutually_exclusive_group()
@@ -72,10 +77,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def _checked(arguments: argparse.Namespace) -> argparse.Namespace:
     """The arguments with lists for texts and every default filled in."""
     arguments.seq_len = arguments.seq_len if arguments.seq_len is not None else 8192 if arguments.memory else 2048
-    default = IMPLEMENTATIONS[: 2 if arguments.memory else 4 if arguments.dtype == "float32" else 5]
-    wanted = arguments.implementations or ",".join(default)
+    if (arguments.memory or arguments.threads is not None) and arguments.device == "cuda":
+        raise CannotRun("--threads and --memory are about a CPU, got --device cuda")
+    device = options.pick_device("cpu" if arguments.memory or arguments.threads is not None else arguments.device)
+    wanted = arguments.implementations or ",".join(_default_implementations(arguments, device))
     arguments.layers = options.choices("--layers", arguments.layers, options.LAYERS)
     arguments.implementations = options.choices("--implementations", wanted, IMPLEMENTATIONS)
+    wanted_peers = arguments.peers or ("flex" if device.type == "cpu" else ",".join(peers.PARTS))
+    arguments.peers = [] if wanted_peers == "none" else options.choices("--peers", wanted_peers, peers.PARTS)
     options.choices("--preset", arguments.preset, tuple(options.PRESETS))
     options.choices("--dtype", arguments.dtype, tuple(options.DTYPES))
     options.at_least_one("--batch", arguments.batch)
@@ -91,15 +100,45 @@ def _checked(arguments: argparse.Namespace) -> argparse.Namespace:
         arguments.threads = sorted({1, *(given or threads.default_counts(cores))})  # speed-ups are over one thread
         arguments.implementations = ["hymba_ops"]
     options.check_outputs(arguments.json, arguments.plot)
-    if (arguments.memory or arguments.threads) and arguments.device == "cuda":
-        raise CannotRun("--threads and --memory are about a CPU, got --device cuda")
-    arguments.device = options.pick_device("cpu" if arguments.memory or arguments.threads else arguments.device)
+    arguments.device = device
     return arguments
 
 
-def time_layers(case: Case, arguments: argparse.Namespace, progress: Progress) -> Rows:
+def _default_implementations(arguments: argparse.Namespace, device: torch.device) -> list[str]:
+    if arguments.memory:
+        return ["hymba_ops", "plain"]
+    left_out = {"upcast"} if arguments.dtype == "float32" else set()
+    if device.type == "cpu":
+        left_out |= set(peers.MIXERS)
+    return [name for name in IMPLEMENTATIONS if name not in left_out]
+
+
+def check_layers(case: Case, arguments: argparse.Namespace, progress: Progress) -> tuple[list[str], Rows]:
+    """The implementations to time, and of those that are not the layer, the name and the reason."""
+    own = [name for name in arguments.implementations if name not in peers.MIXERS]
+    compare_outputs(case, own, options.DTYPES[arguments.dtype], progress)
+    wanted = [name for name in arguments.implementations if name in peers.MIXERS]
+    if not wanted:
+        return own, []
+    admitted, refused = admit({name: case.calls(name) for name in wanted}, case.layers["plain"](case.inputs[0])[0])
+    for name in wanted:
+        progress.step(f"{case.name}: {name} {refused.get(name, 'agrees with plain')}")
+    if "published" in admitted:
+        refused |= {
+            f"{library} in published": f"{reason}; PyTorch stands in" for library, reason in peers.stand_ins().items()
+        }
+    return [*own, *admitted], _not_run(case.name, "layer", refused)
+
+
+def _not_run(layer: str, part: str, refused: dict[str, str]) -> Rows:
+    return [
+        {"layer": layer, "part": part, "implementation": name, "reason": reason} for name, reason in refused.items()
+    ]
+
+
+def time_layers(case: Case, names: list[str], arguments: argparse.Namespace, progress: Progress) -> Rows:
     timings = time_rounds(
-        {name: case.calls(name) for name in arguments.implementations},
+        {name: case.calls(name) for name in names},
         arguments.device,
         on_done=lambda name: progress.step(f"{case.name}: timing {name}"),
     )
@@ -118,38 +157,27 @@ def time_layers(case: Case, arguments: argparse.Namespace, progress: Progress) -
     return rows
 
 
-def time_parts(case: Case, config: hymba_ops.HymbaConfig, arguments: argparse.Namespace, progress: Progress) -> Rows:
+def time_parts(
+    case: Case, config: hymba_ops.HymbaConfig, arguments: argparse.Namespace, progress: Progress
+) -> tuple[Rows, Rows]:
+    """Rows of what was timed, and those of what could not run, as check_layers has them."""
     ours, plain = case.layers["hymba_ops"], case.layers["plain"]
-    of_inputs = [parts.part_calls(ours, plain, config, case.index, hidden) for hidden in case.inputs]
-    reason = add_flex_attention([calls["attention"] for calls in of_inputs], config, case)
-    rows = []
+    of_inputs = [parts.part_calls(ours, plain, config, case.index, hidden, arguments.peers) for hidden in case.inputs]
+    rows: Rows = []
+    not_run: Rows = []
     for part in roofline.PARTS:
         candidates = {name: [calls[part][name] for calls in of_inputs] for name in of_inputs[0][part]}
+        rivals = {name: candidates.pop(name) for name in peers.PARTS if name in candidates}
+        if rivals:
+            admitted, refused = admit(rivals, of_inputs[0][part]["plain"]())
+            candidates |= admitted
+            not_run += _not_run(case.name, part, refused)
         timings = time_rounds(candidates, arguments.device, seconds=0.5)
         progress.step(f"{case.name}: {part}")
         for name, timing in timings.items():
             rows.append({"layer": case.name, "part": part, "implementation": name, "ms": timing.ms,
                          "ms_min": timing.ms_min, "ms_max": timing.ms_max, "floor_ms": None})  # fmt: skip
-    if reason:
-        rows.append({"layer": case.name, "part": "attention", "implementation": "flex", "not_run": reason})
-    return rows
-
-
-def add_flex_attention(of_inputs: list[dict[str, Call]], config: hymba_ops.HymbaConfig, case: Case) -> str | None:
-    """Adds FlexAttention to attention's candidates on each input where it runs and is right; else says why not."""
-    inputs = [parts.attention_inputs(case.layers["hymba_ops"], config, hidden) for hidden in case.inputs]
-    try:
-        flex = parts.flex_attention_calls(config, case.index, inputs)
-        output = flex[0]().transpose(1, 2)
-    except Exception as reason:  # whatever the compiler raises: it is reported
-        return f"{type(reason).__name__}: {first_line(reason)}"
-    try:
-        check_agreement("it differs from plain", output, of_inputs[0]["plain"]())
-    except WrongOutput as wrong:
-        return str(wrong)
-    for calls, call in zip(of_inputs, flex, strict=True):
-        calls["flex"] = call
-    return None
+    return rows, not_run
 
 
 def set_floors(
@@ -160,14 +188,13 @@ def set_floors(
         row["floor_ms"] = 1e3 * ceilings.layer_seconds(work[row["layer"]])
         row["ratio_to_floor"] = row["ms"] / row["floor_ms"]
     for row in part_rows:
-        if "ms" in row:
-            row["floor_ms"] = 1e3 * ceilings.seconds(work[row["layer"]][row["part"]])
+        row["floor_ms"] = 1e3 * ceilings.seconds(work[row["layer"]][row["part"]])
 
 
 def run_table(
     config: hymba_ops.HymbaConfig, arguments: argparse.Namespace
 ) -> tuple[roofline.Ceilings, dict[str, Rows]]:
-    """The ceilings, and "rows" and with --parts "parts" of the results."""
+    """The ceilings, and "rows", "not_run" and with --parts "parts" of the results."""
     dtype = options.DTYPES[arguments.dtype]
     per_layer = 2 * len(arguments.implementations) - 1 + (len(roofline.PARTS) if arguments.parts else 0)
     progress = Progress(1 + per_layer * len(arguments.layers))
@@ -178,20 +205,23 @@ def run_table(
 
     ceilings = measure()
     progress.step("ceilings measured")
-    rows, part_rows, work = [], [], {}
+    rows, part_rows, not_run, work = [], [], [], {}
     for name in arguments.layers:
         case = _case(name, config, arguments)
         work[name] = roofline.layer_work(
             config, case.index, batch=arguments.batch, seq_len=arguments.seq_len, element_size=dtype.itemsize
         )
-        compare_outputs(case, arguments.implementations, dtype, progress)
-        rows += time_layers(case, arguments, progress)
+        names, refused = check_layers(case, arguments, progress)
+        rows += time_layers(case, names, arguments, progress)
+        not_run += refused
         if arguments.parts:
-            part_rows += time_parts(case, config, arguments, progress)
+            timed, refused = time_parts(case, config, arguments, progress)
+            part_rows += timed
+            not_run += refused
     ceilings = ceilings.best(measure())  # other work on the machine only ever lowers them
     set_floors(rows, part_rows, work, ceilings)
     progress.close()
-    return ceilings, {"rows": rows} | ({"parts": part_rows} if arguments.parts else {})
+    return ceilings, {"rows": rows, "not_run": not_run} | ({"parts": part_rows} if arguments.parts else {})
 
 
 def run_threads(config: hymba_ops.HymbaConfig, arguments: argparse.Namespace) -> Rows:
@@ -241,7 +271,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     )  # fmt: skip
     advice = "a smaller --seq-len or --batch, or --implementations without naive, needs less"
     check_memory(needed, arguments.device, advice)
-    results: dict[str, Any] = {"machine": report.describe_machine(arguments.device), "preset": arguments.preset}
+    results: dict[str, Any] = {
+        "machine": report.describe_machine(arguments.device), "commit": report.commit(), "preset": arguments.preset,
+    }  # fmt: skip
     if arguments.threads:
         return results | {"threads": run_threads(config, arguments)}
     if arguments.memory:
@@ -266,6 +298,7 @@ def print_results(results: dict[str, Any], arguments: argparse.Namespace) -> Non
         report.print_layers(results["rows"])
         if "parts" in results:
             report.print_parts(results["parts"])
+        report.print_not_run(results["not_run"])
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import hymba_ops
 import python_reference
-from bench import plain, roofline
+from bench import peers, plain, roofline
 from bench.runner import Call
 
 # The masked form computes all pairs and holds their scores: it is a rival on short input only.
@@ -25,7 +25,7 @@ def both(run: Callable[[Any], object]) -> dict[str, Call]:
     return {"hymba_ops": lambda: run(hymba_ops), "plain": lambda: run(python_reference)}
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, **mask: Any) -> dict[str, Call]:
+def attention(q: Tensor, k: Tensor, v: Tensor, *, peer_names: Collection[str] = (), **mask: Any) -> dict[str, Call]:
     calls: dict[str, Call] = {
         "hymba_ops": lambda: hymba_ops.attention(q, k, v, **mask),
         "plain": lambda: plain.blocked_attention(q, k, v, **mask),
@@ -33,15 +33,21 @@ def attention(q: Tensor, k: Tensor, v: Tensor, **mask: Any) -> dict[str, Call]:
     }
     if q.dtype != torch.float32:
         calls["upcast"] = lambda: plain.blocked_attention(q.float(), k.float(), v.float(), **mask).to(q.dtype)
-    return calls
+    return calls | peers.attention_calls(peer_names, q, k, v, **mask)
 
 
-def causal_conv1d(x: Tensor, taps: Tensor, bias: Tensor) -> dict[str, Call]:
+def causal_conv1d(x: Tensor, taps: Tensor, bias: Tensor, *, peer_names: Collection[str] = ()) -> dict[str, Call]:
     return {
         "hymba_ops": lambda: hymba_ops.causal_conv1d(x, taps, bias),
         "plain": lambda: plain.library_conv1d(x, taps, bias),
         "naive": lambda: python_reference.causal_conv1d(x, taps, bias),
-    }
+    } | peers.conv_calls(peer_names, x, taps, bias)
+
+
+def selective_scan(*operands: Tensor, dt_bias: Tensor, peer_names: Collection[str] = ()) -> dict[str, Call]:
+    """operands: x, dt, A, B, C, D, z."""
+    calls = both(lambda module: module.selective_scan(*operands, dt_bias=dt_bias))
+    return calls | peers.scan_calls(peer_names, *operands, dt_bias=dt_bias)
 
 
 # ---- On random inputs ----
@@ -56,15 +62,25 @@ def random_calls(
     length: int,
     dtype: torch.dtype,
     device: torch.device,
+    peer_names: Collection[str] = (),
 ) -> dict[str, Call]:
-    """The candidates of `op`, a name of OPS, at the sizes it has in `layer`. length: positions (update ops: one)."""
+    """The candidates of `op`, a name of OPS, at the sizes it has in `layer`. length: positions (update ops: one).
+
+    peer_names: of bench.peers.PARTS; those that do what `op` does are candidates too, and may not run here.
+    """
     torch.manual_seed(0)
     with torch.device(device):
-        return OPS[op](config, layer, batch, length, dtype)
+        rivals = {"peer_names": peer_names} if op in PEER_OPS else {}
+        return OPS[op](config, layer, batch, length, dtype, **rivals)
 
 
 def _attention(
-    config: hymba_ops.HymbaConfig, layer: int, batch: int, length: int, dtype: torch.dtype
+    config: hymba_ops.HymbaConfig,
+    layer: int,
+    batch: int,
+    length: int,
+    dtype: torch.dtype,
+    peer_names: Collection[str] = (),
 ) -> dict[str, Call]:
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     q, k, v = (
@@ -72,8 +88,9 @@ def _attention(
         for shape in ((heads, config.head_dim), (kv_heads, config.head_dim), (kv_heads, config.value_head_dim))
     )
     calls = attention(
-        q, k, v, window=config.window(layer), num_meta=config.num_memory_tokens, scale=config.attention_scale
-    )
+        q, k, v, window=config.window(layer), num_meta=config.num_memory_tokens, scale=config.attention_scale,
+        peer_names=peer_names,
+    )  # fmt: skip
     if length > MASKED_UP_TO:
         del calls["naive"]
     return calls
@@ -86,9 +103,16 @@ def _rotary(config: hymba_ops.HymbaConfig, layer: int, batch: int, length: int, 
 
 
 def _causal_conv1d(
-    config: hymba_ops.HymbaConfig, layer: int, batch: int, length: int, dtype: torch.dtype
+    config: hymba_ops.HymbaConfig,
+    layer: int,
+    batch: int,
+    length: int,
+    dtype: torch.dtype,
+    peer_names: Collection[str] = (),
 ) -> dict[str, Call]:
-    return causal_conv1d(torch.randn(batch, length, config.inner_size, dtype=dtype), *_filter(config, dtype))
+    return causal_conv1d(
+        torch.randn(batch, length, config.inner_size, dtype=dtype), *_filter(config, dtype), peer_names=peer_names
+    )
 
 
 def _causal_conv1d_update(
@@ -105,10 +129,15 @@ def _causal_conv1d_update(
 
 
 def _selective_scan(
-    config: hymba_ops.HymbaConfig, layer: int, batch: int, length: int, dtype: torch.dtype
+    config: hymba_ops.HymbaConfig,
+    layer: int,
+    batch: int,
+    length: int,
+    dtype: torch.dtype,
+    peer_names: Collection[str] = (),
 ) -> dict[str, Call]:
     operands, dt_bias = _scan_operands(config, (batch, length), dtype)
-    return both(lambda module: module.selective_scan(*operands, dt_bias=dt_bias))
+    return selective_scan(*operands, dt_bias=dt_bias, peer_names=peer_names)
 
 
 def _selective_state_update(
@@ -194,6 +223,7 @@ OPS = {
     "causal_conv1d_update": _causal_conv1d_update,
     "selective_state_update": _selective_state_update,
 }
+PEER_OPS = ("attention", "selective_scan", "causal_conv1d")  # of which bench/peers.py has some
 
 
 def _library_average(attn: Tensor, ssm: Tensor, attn_weight: Tensor, ssm_weight: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,13 +17,19 @@ if TYPE_CHECKING:
 
 
 def part_calls(
-    ours: nn.Module, theirs: nn.Module, config: HymbaConfig, layer: int, hidden: Tensor
+    ours: nn.Module,
+    theirs: nn.Module,
+    config: HymbaConfig,
+    layer: int,
+    hidden: Tensor,
+    peer_names: Collection[str] = (),
 ) -> dict[str, dict[str, Call]]:
     """For each part of bench.roofline.PARTS its candidates: implementation to call.
 
     Args:
         ours, theirs: hymba_ops.HymbaLayer and bench.plain's, with the same weights.
         hidden: [B, T, hidden_size], meta tokens included.
+        peer_names: of bench.peers.PARTS, which are candidates too; they may not run here (bench.cases.admit).
     """
     mixer, plain_mixer = ours.mamba, theirs.mamba
     normed = ours.input_layernorm(hidden)
@@ -49,13 +55,13 @@ def part_calls(
     return {
         "in_proj": {"hymba_ops": lambda: mixer.in_proj(normed), "plain": lambda: plain_mixer.in_proj(normed)},
         "rotary": op_calls.both(lambda module: [module.rotary(heads, positions, mixer.inv_freq) for heads in (q, k)]),
-        "attention": op_calls.attention(*turned, v, **mask),
-        "conv + SiLU": op_calls.causal_conv1d(x, taps, bias),
+        "attention": op_calls.attention(*turned, v, peer_names=peer_names, **mask),
+        "conv + SiLU": op_calls.causal_conv1d(x, taps, bias, peer_names=peer_names),
         "x, dt proj + norms": {
             "hymba_ops": lambda: _scan_inputs(mixer, config, u, z, hymba_ops.linear),
             "plain": lambda: _scan_inputs(plain_mixer, config, u, z, nn.functional.linear),
         },
-        "scan": op_calls.both(lambda module: module.selective_scan(*scan_args, **scan_kwargs)),
+        "scan": op_calls.selective_scan(*scan_args, **scan_kwargs, peer_names=peer_names),
         "norms": op_calls.both(norms),
         "norm-average + out_proj": op_calls.both(join),
         "MLP": {
@@ -75,33 +81,3 @@ def _scan_inputs(
     dt = linear(dt, mixer.dt_proj[0].weight)
     A = -torch.exp(mixer.A_log[0].float())
     return (u, dt, A, B, C, mixer.D[0].float(), z), {"dt_bias": mixer.dt_proj[0].bias.float()}
-
-
-def flex_attention_calls(config: HymbaConfig, layer: int, inputs: list[tuple[Tensor, Tensor, Tensor]]) -> list[Call]:
-    """FlexAttention, compiled, with the same mask in one call, on each q, k, v of one shape; raises where this torch or
-    machine cannot run it."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    window, num_meta = config.window(layer), config.num_memory_tokens
-
-    def mask(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return (j <= i) if window is None else (j <= i) & ((i - j <= window) | (j < num_meta))
-
-    length, device = inputs[0][0].shape[1], inputs[0][0].device
-    block_mask = create_block_mask(mask, None, None, length, length, device=device)
-    compiled = torch.compile(flex_attention, dynamic=False)
-
-    def call(*inputs: Tensor) -> Call:
-        heads_first = [x.transpose(1, 2).contiguous() for x in inputs]
-        return lambda: compiled(*heads_first, block_mask=block_mask, scale=config.attention_scale, enable_gqa=True)
-
-    return [call(*qkv) for qkv in inputs]
-
-
-def attention_inputs(ours: nn.Module, config: HymbaConfig, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """q and k after RoPE, and v, as the layer's attention gets them."""
-    mixer = ours.mamba
-    q, k, v, _, _ = mixer.in_proj(ours.input_layernorm(hidden)).split(mixer.in_proj_sizes(), dim=-1)
-    positions = torch.arange(hidden.shape[1], dtype=torch.int32, device=hidden.device)
-    q, k = (hymba_ops.rotary(heads.unflatten(-1, (-1, config.head_dim)), positions, mixer.inv_freq) for heads in (q, k))
-    return q, k, v.unflatten(-1, (-1, config.value_head_dim))

@@ -3,7 +3,8 @@
 plain     the best plain forms that we know: attention in query blocks on the allowed keys only, the library's depthwise
           convolution, the scan as a loop over time
 naive     the same with the obvious attention: scaled_dot_product_attention over all keys with one boolean mask
-compiled  torch.compile of plain, the scan's loop kept out of the graph (unrolled it would compile for hours)
+compiled  torch.compile of plain, the scan's loop kept out of the graph (unrolled it would compile for hours), at most
+          16 blocks of queries
 upcast    plain with float32 weights and arithmetic on low-precision input: faster where a CPU has no such products
 
 "Best" was measured on 2 cores at 2176 positions of the 1.5B layer, medians of 5 in ms, sliding and global.
@@ -19,11 +20,22 @@ from torch import Tensor, nn
 import python_reference as reference
 from python_reference.attention import visible
 
+_MOST_BLOCKS = 16
 
-def blocked_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, num_meta: int, scale: float) -> Tensor:
+
+def blocked_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    window: int | None,
+    num_meta: int,
+    scale: float,
+    block: int | None = None,
+) -> Tensor:
     """`attention` on dense input with S = T: blocks of queries, each with the keys that it can see."""
-    attend, block = (_padded_sdpa, 256) if q.dtype == torch.float32 else (_grouped_products, 128)
-    length = q.shape[1]
+    attend = _padded_sdpa if q.dtype == torch.float32 else grouped_products
+    length, block = q.shape[1], block or _best_block(q.dtype)
     out = q.new_empty(*q.shape[:3], v.shape[3])
     for begin in range(0, length, block):
         end = min(begin + block, length)
@@ -37,6 +49,16 @@ def blocked_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, nu
     return out
 
 
+def _best_block(dtype: torch.dtype) -> int:
+    return 256 if dtype == torch.float32 else 128
+
+
+def unrolled_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, num_meta: int, scale: float) -> Tensor:
+    """`blocked_attention` for torch.compile, which unrolls its loop: in blocks so long that there are at most 16."""
+    block = max(_best_block(q.dtype), -(-q.shape[1] // _MOST_BLOCKS))
+    return blocked_attention(q, k, v, window=window, num_meta=num_meta, scale=scale, block=block)
+
+
 def _padded_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
     """scaled_dot_product_attention with key dim made equal to value dim by zeros."""
     missing = v.shape[3] - q.shape[3]
@@ -46,7 +68,7 @@ def _padded_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) ->
     return out.transpose(1, 2)
 
 
-def _grouped_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+def grouped_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
     """One batched product per KV head for its whole group of query heads: no repeated keys."""
     (batch, _, heads, dim), kv_heads = q.shape, k.shape[2]
     group = heads // kv_heads
@@ -110,6 +132,9 @@ class NaiveMixer(PlainMixer):
 class CompiledMixer(PlainMixer):
     """PlainMixer whose scan stays outside a compiled graph."""
 
+    def attend(self, q, k, v, *, window, num_meta, scale, cu_seqlens):
+        return unrolled_attention(q, k, v, window=window, num_meta=num_meta, scale=scale)
+
     scan = torch.compiler.disable(reference.HybridMixer.scan)
 
 
@@ -125,11 +150,11 @@ class Upcast(nn.Module):
         return out.to(hidden.dtype), kv, state
 
 
-_MIXERS = {"plain": PlainMixer, "naive": NaiveMixer, "compiled": CompiledMixer}
+MIXERS = {"plain": PlainMixer, "naive": NaiveMixer, "compiled": CompiledMixer}
 
 
-def plain_layer(kind: str, config: reference.HymbaConfig, layer_index: int) -> nn.Module:
-    """python_reference's HymbaLayer with the mixer of `kind`: plain, naive or compiled."""
+def layer_with(mixer: type[reference.HybridMixer], config: reference.HymbaConfig, layer_index: int) -> nn.Module:
+    """python_reference's HymbaLayer with a mixer of MIXERS or of bench.peers."""
     layer = reference.HymbaLayer(config, layer_index)
-    layer.mamba = _MIXERS[kind](config, layer_index)
+    layer.mamba = mixer(config, layer_index)
     return layer

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 COLOURS = {"hymba_ops": "#1b6ca8", "plain": "#c9a227", "naive": "#b5523b", "compiled": "#6b8e4e", "flex": "#8a63a8",
-           "upcast": "#3aa6a0"}  # fmt: skip
+           "upcast": "#3aa6a0", "sdpa": "#d98880", "flex-halves": "#b39ac6", "published": "#7d6608",
+           "compiled-blocks": "#9bbf7a", "compiled-masked": "#c5dcae", "causal_conv1d": "#5d6d7e",
+           "mamba_ssm": "#85929e"}  # fmt: skip
 FLOOR = "#222222"
 
 
@@ -20,7 +22,7 @@ def draw(results: dict[str, Any], path: str) -> None:
     figure, axes = plt.subplots(2, len(layers), figsize=(7.5 * len(layers), 9), squeeze=False, layout="constrained")
     for column, layer in enumerate(layers):
         _draw_layer(axes[0][column], [row for row in results["rows"] if row["layer"] == layer])
-        _draw_parts(axes[1][column], [row for row in results["parts"] if row["layer"] == layer and "ms" in row])
+        _draw_parts(axes[1][column], [row for row in results["parts"] if row["layer"] == layer])
     row, machine = results["rows"][0], results["machine"]
     figure.suptitle(
         f"Hymba-{results['preset']} layer, forward, {row['dtype']}, batch {row['batch']}, {row['seq_len']} tokens\n"

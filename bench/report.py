@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from bench.roofline import Ceilings
 Rows = list[dict[str, Any]]  # as --json writes them
 
 
+_ROOT = Path(__file__).resolve().parent.parent
+
+
 def describe_machine(device: torch.device) -> dict[str, Any]:
     facts = hymba_ops.build_info()
     return {
@@ -23,7 +27,38 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "kernels": facts["selected"],
         "torch": facts["torch"],
         "hymba_ops": facts["version"],
+    } | (_describe_gpu(device) if device.type == "cuda" else {})
+
+
+def _describe_gpu(device: torch.device) -> dict[str, Any]:
+    card = torch.cuda.get_device_properties(device)
+    query = ["nvidia-smi", f"--id=GPU-{card.uuid}", "--format=csv,noheader"]
+    driver, clock, power = _output_of(*query, "--query-gpu=driver_version,clocks.max.sm,power.limit", fields=3)
+    return {
+        "compute_capability": f"{card.major}.{card.minor}",
+        "multiprocessors": card.multi_processor_count,
+        "memory_bytes": card.total_memory,
+        "driver": driver,
+        "max_clock": clock,
+        "power_limit": power,
+        "cuda": torch.version.cuda,
+        "architectures": hymba_ops.build_info()["cuda_architectures"],
     }
+
+
+def commit() -> str | None:
+    """Of the clone, with "+" behind it where files differ from it; None without git."""
+    return _output_of("git", "-C", str(_ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+")[0]
+
+
+def _output_of(*command: str, fields: int = 1) -> list[str | None]:
+    """The comma-separated fields of a command's output; None for each where it cannot run."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return [None] * fields
+    found = [field.strip() for field in done.stdout.strip().split(",")]
+    return found if len(found) == fields else [None] * fields
 
 
 def describe_ceilings(ceilings: Ceilings) -> dict[str, float]:
@@ -42,7 +77,11 @@ def _cpu_name() -> str:
 
 
 def print_machine(machine: dict[str, Any]) -> None:
-    print(f"{machine['device']}, {machine['threads']} threads, kernels: {machine['kernels']}, torch {machine['torch']}")
+    driver = f", driver {machine['driver']}" if "driver" in machine else ""
+    print(
+        f"{machine['device']}{driver}, {machine['threads']} threads, kernels: {machine['kernels']}, "
+        f"torch {machine['torch']}"
+    )
 
 
 def print_ceilings(machine: dict[str, Any]) -> None:
@@ -75,18 +114,19 @@ def print_layers(rows: Rows) -> None:
 
 def print_parts(rows: Rows) -> None:
     lines = [("layer", "part", "hymba_ops ms", "plain ms", "x plain", "floor ms", "x floor", "others ms")]
-    timed = [row for row in rows if "ms" in row]
-    for layer, part in dict.fromkeys((row["layer"], row["part"]) for row in timed):
-        group = {row["implementation"]: row for row in timed if (row["layer"], row["part"]) == (layer, part)}
+    for layer, part in dict.fromkeys((row["layer"], row["part"]) for row in rows):
+        group = {row["implementation"]: row for row in rows if (row["layer"], row["part"]) == (layer, part)}
         ours, best, floor = group["hymba_ops"]["ms"], group["plain"]["ms"], group["plain"]["floor_ms"]
         others = [f"{name} {_ms(row['ms'])}" for name, row in group.items() if name not in ("hymba_ops", "plain")]
         lines.append((layer, part, _ms(ours), _ms(best), f"{best / ours:.2f}", _ms(floor), f"{ours / floor:.2f}",
                       ", ".join(others)))  # fmt: skip
     print()
     print_table(lines, left=2)
+
+
+def print_not_run(rows: Rows) -> None:
     for row in rows:
-        if "not_run" in row:
-            print(f"{row['implementation']} ({row['layer']}) was not run: {row['not_run']}")
+        print(f"could not run: {row['implementation']} ({row['layer']}, {row['part']}): {row['reason']}")
 
 
 def print_threads(rows: Rows) -> None:
@@ -131,6 +171,7 @@ def print_sweep(results: dict[str, Any]) -> None:
             table[_series(row)][lengths.index(row["seq_len"])] = f"{row['ms']:.3g} ({row['ratio']:.2f}x{floor})"
         titles = ("preset", "dtype", "batch", "layer", "op", *(str(length) for length in lengths))
         print_table([titles, *((*map(str, series), *cells) for series, cells in table.items())], left=5)
+    print_peers(rows)
     for title, key in (("left out", "left_out"), ("WRONG, not timed", "wrong")):
         if results[key]:
             print(f"\n{title}:")
@@ -142,6 +183,16 @@ def print_sweep(results: dict[str, Any]) -> None:
             f"  {_label(_series(row))}, length {row['seq_len']}: {row['ms']:.3g} ms, {row['plain_form']} "
             f"{row['plain_ms']:.3g} ms ({row['ratio']:.2f}x, {row['difference_us']:+.0f} us)"
         )
+
+
+def print_peers(rows: Rows) -> None:
+    """Of a sweep's rows: each peer's time and the ratio to ours, or why it could not run."""
+    for row in rows:
+        ran = [f"{name} {_ms(ms)} ({ms / row['ms']:.2f}x)" for name, ms in row.get("peers_ms", {}).items()]
+        failed = [f"{name} could not run: {reason}" for name, reason in row.get("peers_not_run", {}).items()]
+        if ran or failed:
+            lines = [f"\n{_label(_series(row))}, length {row['seq_len']}: {_ms(row['ms'])} ms; peers " + ", ".join(ran)]
+            print("\n  ".join([*lines, *failed]))
 
 
 def _series(row: dict[str, Any]) -> tuple[Any, ...]:

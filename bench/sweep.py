@@ -13,7 +13,8 @@ in order of weight (1.5b first, batch 1 first); those left out are named with th
 every case, so a run that is stopped loses nothing.
 
 On a GPU each call finds its inputs in memory, not in the L2 cache, what has no CUDA kernel is left out, and each case
-has its floor: the least time for its bytes, FLOP and special functions at the rates that the run measures.
+has its floor: the least time for its bytes, FLOP and special functions at the rates that the run measures. The peers of
+bench/peers.py are timed beside the layer, attention, conv and scan; compiling them takes more of a budget than timing.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,7 @@ import torch
 from torch import nn
 
 import hymba_ops
-from bench import cases, op_calls, options, report, roofline
-from bench.op_work import op_work
+from bench import cases, op_calls, options, peers, report, roofline
 from bench.runner import (
     Call,
     CannotRun,
@@ -48,6 +48,7 @@ from bench.runner import (
     missing_kernels,
     time_rounds,
 )
+from bench.sweep_cases import Case, case_of, case_work, layer_work, needed_bytes, relative_work
 
 OPS = ("layer", *op_calls.OPS)
 UPDATE_OPS = ("causal_conv1d_update", "selective_state_update")
@@ -63,22 +64,6 @@ SMALL_OP_US = 20.0  # allowed to a small op at one token
 _SURE_TO_FIT = 1024  # rows up to which memory is not estimated
 _SURE_TO_BE_QUICK = 16  # rows up to which time is not estimated
 _PROBE = 16  # a call is estimated from one on this fraction of the length, of at most _SURE_TO_FIT rows
-
-
-@dataclass(frozen=True)
-class Case:
-    """One row: an op at one size. layer: sliding or global where the op differs, else empty."""
-
-    preset: str
-    batch: int
-    dtype: str
-    op: str
-    layer: str
-    seq_len: int
-
-    def series(self) -> str:
-        """The case without its length."""
-        return " ".join(filter(None, (self.preset, self.dtype, f"batch {self.batch}", self.layer, self.op)))
 
 
 class LeftOut(Exception):
@@ -102,6 +87,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--slowest", type=float, default=20.0, metavar="SECONDS", help="of one plain call; default: %(default)g"
     )
+    parser.add_argument("--peers", help=f"of {','.join(peers.NAMES)}; or none. Default all on a GPU, none on a CPU")
     parser.add_argument("--json", metavar="FILE", help="write the results there")
     parser.add_argument("--resume", action="store_true", help="keep what --json FILE holds, measure the rest")
     parser.add_argument("--plot", metavar="FILE", help="draw the results there (needs matplotlib)")
@@ -119,6 +105,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         raise CannotRun("--resume needs --json FILE")
     options.check_outputs(arguments.json, arguments.plot)
     arguments.device = options.pick_device(arguments.device)
+    wanted = arguments.peers or ("none" if arguments.device.type == "cpu" else ",".join(peers.NAMES))
+    arguments.peers = [] if wanted == "none" else options.choices("--peers", wanted, peers.NAMES)
     return arguments
 
 
@@ -135,8 +123,9 @@ def all_cases(arguments: argparse.Namespace) -> Iterator[Case]:
 class LayerCache:
     """The layers of the last preset, dtype and kind: their weights take longer to make than a short call."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, peer_names: Sequence[str] = ()) -> None:
         self.device = device
+        self.peers = [name for name in peer_names if name in peers.MIXERS]
         self.key: tuple[str, str, str] | None = None
         self.layers: dict[str, nn.Module] = {}
 
@@ -144,7 +133,7 @@ class LayerCache:
         key = (case.preset, case.dtype, case.layer)
         if key != self.key:
             self.key, self.layers = None, {}  # the old weights go before the new ones come
-            names = ["hymba_ops", "plain", "naive"] + ["upcast"] * (case.dtype != "float32")
+            names = ["hymba_ops", "plain", "naive"] + ["upcast"] * (case.dtype != "float32") + self.peers
             self.layers = cases.make_layers(config, index, names, self.device, options.DTYPES[case.dtype])
             self.key = key
         torch.manual_seed(0)
@@ -158,14 +147,22 @@ class Sweep:
     """The loop over cases within a budget of seconds; `results` fills up and is handed to `save` after each case."""
 
     def __init__(
-        self, *, device: torch.device, budget: float | None, slowest: float, save: Callable[[dict[str, Any]], None]
+        self,
+        *,
+        device: torch.device,
+        budget: float | None,
+        slowest: float,
+        save: Callable[[dict[str, Any]], None],
+        peer_names: Sequence[str] = (),
     ) -> None:
         self.device, self.budget, self.begin = device, budget, time.monotonic()
         self.slowest, self.save = slowest, save
-        self.layer_cache = LayerCache(device)
+        self.peers = peer_names
+        self.layer_cache = LayerCache(device, peer_names)
         self.ceilings: dict[str, roofline.Ceilings] = {}  # by dtype
         self.results: dict[str, Any] = {
-            "machine": report.describe_machine(device), "rows": [], "left_out": [], "wrong": [], "slower": [],
+            "machine": report.describe_machine(device), "commit": report.commit(),
+            "rows": [], "left_out": [], "wrong": [], "slower": [],
         }  # fmt: skip
 
     def resume(self, earlier: dict[str, Any]) -> None:
@@ -173,6 +170,10 @@ class Sweep:
         if earlier["machine"] != self.results["machine"]:
             raise CannotRun(
                 f"--resume: the file was measured on {earlier['machine']}, this is {self.results['machine']}"
+            )
+        if earlier.get("commit") != self.results["commit"]:
+            raise CannotRun(
+                f"--resume: the file is of commit {earlier.get('commit')}, this is {self.results['commit']}"
             )
         self.results |= earlier
         self.results["left_out"] = [row for row in earlier["left_out"] if not row["for_now"]]
@@ -204,26 +205,31 @@ class Sweep:
         index = cases.layer_index(config, case.layer or "sliding")
         if case.batch * case.seq_len > _SURE_TO_FIT:
             self._check_memory(case, config)
-        candidates = self._candidates(case, config, index)
+        candidates, rivals = self._candidates(case, config, index)
+        expected = first_plain(candidates)
         error = compare({name: calls[0] for name, calls in candidates.items()})
-        row = make_row(case, _time(candidates, self.device)) | {"relative_rms": error}
+        admitted, refused = cases.admit(rivals, candidates[expected][0]()) if rivals else ({}, {})
+        row = make_row(case, _time(candidates | admitted, self.device))
         if is_slower(row):
-            row |= make_row(case, _time(candidates, self.device))
+            row = make_row(case, _time(candidates | admitted, self.device))
+        row |= {"relative_rms": error} | ({"peers_not_run": refused} if refused else {})
         return row | self._floor(case, config, index, row["ms"])
 
-    def _candidates(self, case: Case, config: hymba_ops.HymbaConfig, index: int) -> Candidates:
-        """The forms to time; on a GPU each has calls on as many inputs as its L2 cache does not hold."""
+    def _candidates(self, case: Case, config: hymba_ops.HymbaConfig, index: int) -> tuple[Candidates, Candidates]:
+        """The forms to time, and the peers; on a GPU each has calls on as many inputs as its L2 cache does not hold."""
         calls = self._calls(case, config, index, case.seq_len)
+        rivals = {name: calls.pop(name) for name in peers.NAMES if name in calls}
         if case.batch * case.seq_len > _SURE_TO_BE_QUICK:
             self._drop_slow_forms(calls, case, config, index)
         itemsize = options.DTYPES[case.dtype].itemsize
         if case.op == "layer":
             size = case.batch * case.seq_len * config.hidden_size * itemsize
         else:
-            size = _op_work(case, config, index).bytes
+            size = case_work(case, config, index).bytes
         count = inputs_beyond_cache(size, self.device)
-        of_inputs = [calls, *(self._calls(case, config, index, case.seq_len) for _ in range(count - 1))]
-        return {name: [calls[name] for calls in of_inputs] for name in calls}
+        of_inputs = [calls | rivals, *(self._calls(case, config, index, case.seq_len) for _ in range(count - 1))]
+        of_forms, of_rivals = ({name: [c[name] for c in of_inputs] for name in names} for names in (calls, rivals))
+        return of_forms, of_rivals
 
     def _floor(self, case: Case, config: hymba_ops.HymbaConfig, index: int, ms: float) -> dict[str, float]:
         """On a GPU (bench/op_work.py says why)."""
@@ -235,9 +241,9 @@ class Sweep:
             self.ceilings[case.dtype] = roofline.measure(largest, rows=4096, device=self.device, dtype=dtype)
         ceilings = self.ceilings[case.dtype]
         if case.op == "layer":
-            seconds = ceilings.layer_seconds(_layer_work(case, config, index, case.seq_len, dtype.itemsize))
+            seconds = ceilings.layer_seconds(layer_work(case, config, index, case.seq_len, dtype.itemsize))
         else:
-            seconds = ceilings.seconds(_op_work(case, config, index))
+            seconds = ceilings.seconds(case_work(case, config, index))
         return {"floor_ms": 1e3 * seconds, "ratio_to_floor": ms / (1e3 * seconds)}
 
     def _seconds_left(self) -> float:
@@ -248,8 +254,9 @@ class Sweep:
             return self.layer_cache.calls(case, config, index, seq_len)
         dtype = options.DTYPES[case.dtype]
         return op_calls.random_calls(
-            case.op, config, index, batch=case.batch, length=seq_len, dtype=dtype, device=self.device
-        )
+            case.op, config, index, batch=case.batch, length=seq_len, dtype=dtype, device=self.device,
+            peer_names=self.peers,
+        )  # fmt: skip
 
     def _check_memory(self, case: Case, config: hymba_ops.HymbaConfig) -> None:
         needed, available = needed_bytes(case, config), available_bytes(self.device)
@@ -260,7 +267,7 @@ class Sweep:
         """Takes plain forms out of `calls` by an estimate from a call on a part of the length."""
         part = max(1, min(case.seq_len // _PROBE, _SURE_TO_FIT // case.batch))
         probes = self._calls(case, config, index, part)
-        growth = _relative_work(case, config, index, case.seq_len) / _relative_work(case, config, index, part)
+        growth = relative_work(case, config, index, case.seq_len) / relative_work(case, config, index, part)
         seconds = {
             name: growth * _shortest_ms(probes[name], self.device) / 1e3 for name in calls if name != "hymba_ops"
         }
@@ -276,60 +283,19 @@ class Sweep:
             raise LeftOut(f"it takes about {whole:.0f} s, and {left:.0f} s of the budget are left", for_now=True)
 
 
-def case_of(row: dict[str, Any]) -> Case:
-    return Case(**{field.name: row[field.name] for field in fields(Case)})
+def first_plain(forms: Iterable[str]) -> str:
+    return next(name for name in forms if name != "hymba_ops")
 
 
 def compare(calls: dict[str, Call]) -> float:
     """The largest relative rms of the differences from the first plain form; raises WrongOutput."""
-    first = next(name for name in calls if name != "hymba_ops")
+    first = first_plain(calls)
     expected = calls[first]()
     return max(
         cases.check_agreement(f"{name} differs from {first}", call(), expected)
         for name, call in calls.items()
         if name != first
     )
-
-
-def needed_bytes(case: Case, config: hymba_ops.HymbaConfig) -> int:
-    """An estimate of the most memory that a case takes at once."""
-    itemsize = options.DTYPES[case.dtype].itemsize
-    names = ["hymba_ops", "plain"] + ["naive"] * (case.seq_len <= op_calls.MASKED_UP_TO)
-    if case.op == "layer":
-        return cases.layer_bytes(
-            config, batch=case.batch, length=case.seq_len, itemsize=itemsize, implementations=names
-        )
-    heads, kv_heads, inner = config.num_attention_heads, config.num_key_value_heads, config.inner_size
-    widths = {
-        "attention": heads * (config.head_dim + config.value_head_dim)
-        + kv_heads * (config.head_dim + config.value_head_dim),
-        "rotary": 2 * heads * config.head_dim,
-        "rms_norm": 2 * config.hidden_size,
-        "causal_conv1d": 2 * inner,
-        "selective_scan": 4 * inner,
-    }  # of inputs and output; plain has two float32 copies of each on the way
-    return case.batch * case.seq_len * widths.get(case.op, 3 * inner) * 3 * 4
-
-
-def _relative_work(case: Case, config: hymba_ops.HymbaConfig, index: int, length: int) -> float:
-    """How the time of a call grows with the length."""
-    if case.op == "layer":
-        return sum(amount.flop for amount in _layer_work(case, config, index, length, 4).values())
-    if case.op == "attention":
-        return roofline.visible_pairs(length, config.window(index), config.num_memory_tokens)
-    return length
-
-
-def _op_work(case: Case, config: hymba_ops.HymbaConfig, index: int) -> roofline.Work:
-    itemsize = options.DTYPES[case.dtype].itemsize
-    return op_work(case.op, config, index, batch=case.batch, length=case.seq_len, element_size=itemsize)
-
-
-def _layer_work(
-    case: Case, config: hymba_ops.HymbaConfig, index: int, length: int, element_size: int
-) -> dict[str, roofline.Work]:
-    seq_len = length - config.num_memory_tokens
-    return roofline.layer_work(config, index, batch=case.batch, seq_len=seq_len, element_size=element_size)
 
 
 def _shortest_ms(call: Call, device: torch.device) -> float:
@@ -342,15 +308,18 @@ def _time(candidates: Candidates, device: torch.device) -> dict[str, Timing]:
 
 
 def make_row(case: Case, timings: dict[str, Timing]) -> dict[str, Any]:
+    """The ratio is to the best plain form; peers stand beside it, as `peers_ms`."""
     ours = timings["hymba_ops"]
-    form = min((name for name in timings if name != "hymba_ops"), key=lambda name: timings[name].ms)
+    plain = {name: timing for name, timing in timings.items() if name not in ("hymba_ops", *peers.NAMES)}
+    form = min(plain, key=lambda name: plain[name].ms)
     best = timings[form]
+    rivals = {name: timing.ms for name, timing in timings.items() if name in peers.NAMES}
     return asdict(case) | {
         "ms": ours.ms, "ms_min": ours.ms_min, "ms_max": ours.ms_max,
         "plain_form": form, "plain_ms": best.ms, "plain_ms_min": best.ms_min, "plain_ms_max": best.ms_max,
-        "forms_ms": {name: timing.ms for name, timing in timings.items() if name != "hymba_ops"},
+        "forms_ms": {name: timing.ms for name, timing in plain.items()},
         "ratio": best.ms / ours.ms, "difference_us": 1e3 * (ours.ms - best.ms),
-    }  # fmt: skip
+    } | ({"peers_ms": rivals} if rivals else {})  # fmt: skip
 
 
 def is_slower(row: dict[str, Any]) -> bool:
@@ -377,6 +346,7 @@ def main(argv: list[str] | None = None) -> int:
             budget=arguments.budget,
             slowest=arguments.slowest,
             save=lambda results: write(path, results),
+            peer_names=arguments.peers,
         )
         if arguments.resume and path.exists():
             sweep.resume(json.loads(path.read_text()))

@@ -107,6 +107,7 @@ def test_a_small_run_from_elsewhere(tmp_path):
         assert 0 < row["ms_min"] <= row["ms"] <= row["ms_max"] and row["floor_ms"] > 0
         assert row["tokens_per_s"] == pytest.approx(40e3 / row["ms"])
     assert {"device", "threads", "kernels", "torch"} <= set(results["machine"])
+    assert results["not_run"] == [] and set(results) == {"machine", "commit", "preset", "rows", "not_run"}
     assert "hymba_ops" in finished.stdout and "tokens/s" in finished.stdout
 
 
@@ -208,12 +209,13 @@ REFUSED = [
     (("--layers", "sliding,odd"), "--layers must be of sliding, global, got 'odd'"),
     (
         ("--implementations", "fast"),
-        "--implementations must be of hymba_ops, plain, naive, compiled, upcast, got 'fast'",
+        "--implementations must be of hymba_ops, plain, naive, compiled, upcast, flex, sdpa, published, got 'fast'",
     ),
     (("--device", "tpu"), "--device must be cpu or cuda, got 'tpu'"),
     (("--seq-len", "0"), "--seq-len must be at least 1, got 0"),
     (("--device", "cpu", "--seq-len", "100000000"), "not enough memory on cpu: about"),
     (("--parts", "--implementations", "plain"), "--parts and --plot need hymba_ops among --implementations"),
+    (("--parts", "--peers", "flex,fast"), "--peers must be of flex, flex-halves, sdpa, compiled-blocks, "),
     (("--threads", "0"), "--threads must be from 1 to "),
     (("--threads", "two"), "--threads must be from 1 to "),
     (("--threads", "1,100000"), "--threads must be from 1 to "),
@@ -222,7 +224,7 @@ REFUSED = [
     (("--memory", "--device", "cuda"), "--threads and --memory are about a CPU, got --device cuda"),
     (
         ("--memory", "--implementations", "fast"),
-        "--implementations must be of hymba_ops, plain, naive, compiled, upcast, got",
+        "--implementations must be of hymba_ops, plain, naive, compiled, upcast, flex, sdpa, published, got",
     ),
     (("--memory", "--seq-len", "-3"), "--seq-len must be at least 1, got -3"),
     (("--json", "/no/such/folder/out.json"), "--json /no/such/folder/out.json: cannot write there"),
@@ -260,31 +262,6 @@ def test_wrong_output_is_found_before_timing(monkeypatch, capsys):
     assert "naive differs from plain in the sliding layer: relative rms" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("window,num_meta,right", [(1024, 128, True), (512, 128, False), (1024, 0, False)])
-def test_flex_attention_with_a_wrong_mask_is_not_timed(monkeypatch, window, num_meta, right):
-    """The output is small (rms 0.03 here), so that only a relative bound tells the masks apart."""
-    from hymba_ops import HymbaLayer
-
-    def attention(q, k, v, window, num_meta):
-        return plain.blocked_attention(q, k, v, window=window, num_meta=num_meta, scale=config.attention_scale)
-
-    def flex(config, layer, inputs):
-        return [lambda qkv=qkv: attention(*qkv, window, num_meta).transpose(1, 2) for qkv in inputs]
-
-    monkeypatch.setattr(parts, "flex_attention_calls", flex)
-    torch.manual_seed(0)
-    config = HymbaConfig.hymba_125m()
-    ours, hidden = HymbaLayer(config, 1), [torch.randn(1, 1228, config.hidden_size) for _ in range(2)]
-    with torch.inference_mode():
-        inputs = [parts.attention_inputs(ours, config, x) for x in hidden]
-        of_inputs = [{"plain": lambda qkv=qkv: attention(*qkv, 1024, 128)} for qkv in inputs]
-        case = cases.Case("sliding", 1, {"hymba_ops": ours}, hidden)
-        reason = layer_throughput.add_flex_attention(of_inputs, config, case)
-        assert {"flex" in calls for calls in of_inputs} == {right} == {reason is None}
-        for calls in of_inputs if right else []:
-            assert torch.equal(calls["flex"]().transpose(1, 2), calls["plain"]())
-
-
 def test_a_plot_in_an_unknown_format_is_refused_at_once(capsys):
     pytest.importorskip("matplotlib")
     assert layer_throughput.main(["--plot", "layer.odd"]) == 2
@@ -310,7 +287,7 @@ def test_parts_cover_the_roofline():
     from hymba_ops import HymbaLayer
 
     ours = HymbaLayer(config, 1)
-    theirs = plain.plain_layer("plain", config, 1)
+    theirs = plain.layer_with(plain.PlainMixer, config, 1)
     theirs.load_state_dict(ours.state_dict())
     with torch.inference_mode():
         calls = parts.part_calls(ours, theirs, config, 1, torch.randn(1, 140, config.hidden_size))

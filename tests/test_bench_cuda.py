@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import hymba_ops
-from bench import cases, layer_throughput, op_calls, options, parts, report, roofline, runner, sweep
+from bench import cases, layer_throughput, op_calls, options, report, roofline, runner, sweep
 from bench.op_work import op_work
 
 CUDA = torch.device("cuda")
@@ -103,7 +103,8 @@ def test_a_sweep_s_case_has_a_call_on_each_input(op, monkeypatch):
     case = sweep.Case("125m", 1, "float32", op, "sliding" if op == "layer" else "", 4)
     config = options.preset("125m")
     with torch.inference_mode():
-        candidates = sweep_on("cpu")._candidates(case, config, 1)
+        candidates, rivals = sweep_on("cpu")._candidates(case, config, 1)
+        assert rivals == {}
         for name, calls in candidates.items():
             assert len(calls) == 3
             outputs = [call() for call in calls]
@@ -123,13 +124,14 @@ def test_parts_are_timed_on_every_input(monkeypatch):
         return {}
 
     monkeypatch.setattr(layer_throughput, "time_rounds", never_timed)
-    monkeypatch.setattr(parts, "flex_attention_calls", lambda config, layer, inputs: [None] * len(inputs))
     config, cpu = options.preset("125m"), torch.device("cpu")
+    arguments = SimpleNamespace(device=cpu, peers=["sdpa", "mamba_ssm"])
     with torch.inference_mode():
         case = cases.make_case("sliding", config, ["hymba_ops"], batch=1, length=3, device=cpu, dtype=torch.float32)
-        layer_throughput.time_parts(case, config, SimpleNamespace(device=cpu), runner.Progress(9))
+        layer_throughput.time_parts(case, config, arguments, runner.Progress(9))
     assert len(timed) == len(roofline.PARTS)
     assert all(counts["hymba_ops"] == counts["plain"] == 2 for counts in timed)
+    assert [counts["sdpa"] for counts in timed if "sdpa" in counts] == [2]
 
 
 # ---- Floors ----

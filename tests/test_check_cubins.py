@@ -11,7 +11,7 @@ from tools.check_cubins import Row, listed, make_row, renew
 from tools.cubins import CompileError, LaunchLine, PtxasReport
 from tools.sass_model.bounds import Occupancy
 from tools.sass_model.disassembly import NO_BARRIER, Instruction, Kernel
-from tools.sass_model.kernels import Plan, Workload
+from tools.sass_model.kernels import Plan, Tile, Workload
 from tools.sass_model.predict import KernelModel
 
 PTXAS = """ptxas info    : 0 bytes gmem
@@ -124,7 +124,7 @@ def test_predictions_table():
     kernel = KernelModel(Kernel("k", 90, 32, instructions=[instruction("FFMA")] * 100 + [instruction("EXIT")]))
     rows = [row()]
     for workload in (launch, replace(launch, broadcast_shared_loads=True)):
-        rows[0].predictions.append((workload, check_cubins.predict_workload(kernel, workload, threads=512, shared=0)))
+        rows[0].forecasts.append(check_cubins.forecast(kernel, workload, threads=512, shared=0))
     # 101 instructions of 16 warps on 4 sub-partitions; stall counts of 1, so issue binds the simulation too.
     bound = 101 * 4 / 1755
     figures = f"| {bound:.1f} (issue) | {bound:.1f} | {bound:.1f} | 1.0 | {bound:.2f} |"
@@ -132,6 +132,29 @@ def test_predictions_table():
         f"| `k` | a launch {figures}",
         f"| `k` | a launch, shared loads as broadcasts {figures}",
     ]
+
+
+def test_instructions_table():
+    code = [instruction(opcode) for opcode in (*["FFMA"] * 100, *["LDG.E"] * 8, "EXIT")]
+    model = KernelModel(Kernel("k", 90, 32, instructions=code))
+    tile = Tile(
+        "a row", (None,), {"float": 1000.0, "loads": 128.0}, memory_bytes=4096, sometimes={"all": frozenset({0})}
+    )
+    plan = Plan({}, weights={0: 0.75}, tile=tile)
+    launch = Workload("k", "a launch", tokens=1000, blocks=132, device_bytes=3e6, plan=lambda _: plan)
+    undescribed = replace(launch, plan=lambda _: Plan({}))
+    rows = [row()]
+    rows[0].forecasts = [check_cubins.forecast(model, w, threads=512, shared=0) for w in (launch, undescribed)]
+    times = ", ".join(f"{us:.1f}" for us in (109 * 0.75 * 4 / 1755, rows[0].forecasts[0].prediction.simulated_us))
+    # 16 warps; the only basic block runs in three quarters of the tiles, so nothing always does.
+    assert check_cubins.instructions_table(rows)[2:] == [
+        f"| `k` | a row; a launch | 0 / 0 | 0 / 0 | 0 / 1000 = 0.00 | 0 / 0 | 0 / 0 | 0 / 128 = 0.00 | 0 / 0 | "
+        f"0 / 1128 = 0.00 | 4, 64 | 4096 | {times} | not yet |",
+        "| `k` | all: counted in 75% of tiles |  |  | +1600 |  |  | +128 |  | +1744 |  |  |  |  |",
+    ]
+    page = renew("<!-- instructions: some_op -->\n<!-- end -->\n", rows, "13.0.88")
+    assert page.splitlines()[1].startswith("By nvcc 13.0.88, sm_90. Warp instructions of a block's tile")
+    assert listed(page, whole=False) == ["`k`", "`k`"]
 
 
 def test_a_page_is_stale_when_its_figures_differ_or_with_another_nvcc_its_kernels(tmp_path, monkeypatch):

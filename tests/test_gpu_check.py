@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ["bench_ops", "bench_layer"]
 SANITIZERS = ["memcheck", "racecheck", "synccheck"]
+PEERS = ["bench_peers", "bench_published"]
 
 # Writes down its arguments. pip "installs" an empty shared object; then FAKE_<word> says how a call with that word ends.
 PYTHON = """#!/bin/bash
@@ -72,7 +73,7 @@ def machine(tmp_path):
 def test_every_step_passes(machine):
     status, steps, calls = machine()
     assert status == 0
-    assert list(steps) == ["install", "load", "tests", "primitives", *BENCH, *SANITIZERS]
+    assert list(steps) == ["install", "load", "tests", "primitives", *BENCH, *SANITIZERS, *PEERS]
     assert {outcome for outcome, _ in steps.values()} == {"passed"}
     assert steps["tests"] == ("passed", "all is well") and steps["racecheck"] == ("passed", "ERROR SUMMARY: 0 errors")
     assert (machine.folder / "hymba_ops/_C.abi3.so").read_text() == "fresh\n"
@@ -102,13 +103,30 @@ def test_a_failed_step_is_named_and_the_rest_goes_on(machine):
     assert {outcome for step, (outcome, _) in steps.items() if step != "tests"} == {"passed"}
 
 
-@pytest.mark.parametrize("word,step", [("sweep", "bench_ops"), ("layer_throughput", "bench_layer")])
+@pytest.mark.parametrize("word,step", [
+        ("sweep", "bench_ops"), ("layer_throughput", "bench_layer"), ("sweep", "bench_peers"),
+        ("layer_throughput", "bench_published"),
+    ],
+)  # fmt: skip
 def test_a_benchmark_says_that_it_cannot_run(machine, word, step):
     status, steps, _ = machine(**{f"FAKE_{word}": "echo no kernel yet; exit 2"})
     assert status == 0
     assert steps[step] == ("could not run", "no kernel yet")
     status, steps, _ = machine(**{f"FAKE_{word}": "exit 1"})
     assert status == 1 and steps[step][0] == "failed"
+
+
+def test_benchmarks_are_asked_for_what_they_know(machine, monkeypatch):
+    """Their own command lines take what the script passes."""
+    from bench import layer_throughput, sweep
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    _, _, calls = machine()
+    asked = [call.split()[1:] for call in calls if "bench/" in call]
+    assert len(asked) == 4
+    for program, *arguments in asked:
+        parse = {"bench/sweep.py": sweep, "bench/layer_throughput.py": layer_throughput}[program].parse_arguments
+        assert parse(arguments).device.type == "cuda"
 
 
 def test_status_2_of_another_step_is_a_failure(machine):
@@ -132,7 +150,7 @@ def test_a_step_is_stopped_and_what_has_no_time_left_is_named(machine):
     assert steps["tests"][0] == "passed"
     outcome, detail = steps["primitives"]
     assert outcome == "failed" and detail.startswith("status 124, primitives.log: stopped after ")
-    assert {steps[step] for step in (*BENCH, *SANITIZERS)} == {("could not run", "the 3 s are used up")}
+    assert {steps[step] for step in (*BENCH, *SANITIZERS, *PEERS)} == {("could not run", "the 3 s are used up")}
 
 
 def test_at_most_so_many_tests_of_each_file():

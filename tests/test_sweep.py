@@ -222,6 +222,15 @@ def test_results_of_another_machine_are_not_mixed_in(tmp_path, capsys):
     assert json.loads(out.read_text()) == other
 
 
+def test_results_of_another_commit_are_not_mixed_in(tmp_path, capsys):
+    out = tmp_path / "out.json"
+    selection = [*TINY, "--ops", "rotary", "--seq-lens", "2", "--json", str(out)]
+    assert sweep.main(selection) == 0
+    out.write_text(json.dumps(json.loads(out.read_text()) | {"commit": "abc"}))
+    assert sweep.main([*selection, "--resume"]) == 2
+    assert "sweep: --resume: the file is of commit abc, this is " in capsys.readouterr().err
+
+
 def test_wrong_output_is_named_and_not_timed(monkeypatch, capsys):
     right = python_reference.rotary
     monkeypatch.setattr(python_reference, "rotary", lambda x, p, f: right(x, p + 1, f))
@@ -250,7 +259,7 @@ def test_estimates_grow_with_the_length(op, layer):
     sizes = [case(preset="1.5b", op=op, layer=layer, seq_len=length) for length in (4096, 8192)]
     small, large = (sweep.needed_bytes(size, config) for size in sizes)
     assert 1.9 * small < large < 2.1 * small
-    work = [sweep._relative_work(size, config, index, size.seq_len) for size in sizes]
+    work = [sweep.relative_work(size, config, index, size.seq_len) for size in sizes]
     assert work[1] / work[0] == pytest.approx(4 if (op, layer) == ("attention", "global") else 2, rel=0.1)
 
 
@@ -263,6 +272,7 @@ def test_estimates_grow_with_the_length(op, layer):
         (("--layers", "odd"), "--layers must be of sliding, global, got 'odd'"),
         (("--seq-lens", "1,0"), "--seq-lens must be at least 1, got '0'"),
         (("--batches", "1.5"), "--batches must be at least 1, got '1.5'"),
+        (("--peers", "fast"), "--peers must be of flex, flex-halves, sdpa, compiled-blocks, compiled-masked, "),
         (("--budget", "0"), "--budget must be above 0 seconds, got 0"),
         (("--slowest", "-1"), "--slowest must be above 0 seconds, got -1"),
         (("--resume",), "--resume needs --json FILE"),

@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """Gates on every CUDA kernel's machine code, its budgets, and what the static model says of it. Needs nvcc, no GPU.
 
-    tools/check_cubins.py                       # compile, gate, print both tables
+    tools/check_cubins.py                       # compile, gate, print the tables
     tools/check_cubins.py selective_scan        # only this op's
     tools/check_cubins.py --check               # and refuse if the tables in docs/ are not these (CI)
     tools/check_cubins.py --write               # write them there
 
 A spill, a stack frame, a load or store of local memory, a block that fits no SM, or a launch line that is not true
-fails. Tables stand between markers in docs/*.md: `<!-- budgets: OP -->` or `<!-- predictions: OP -->`, and
-`<!-- end -->`; OP may be `all`. They hold for one nvcc: with another, --check compares only which kernels they list.
+fails. Tables stand between markers in docs/*.md: `<!-- budgets: OP -->`, `<!-- predictions: OP -->` or
+`<!-- instructions: OP -->`, and `<!-- end -->`; OP may be `all`. They hold for one nvcc: with another, --check compares
+only which kernels they list.
 """
 
 from __future__ import annotations
@@ -31,9 +32,19 @@ from tools.sass_model.disassembly import ToolError, read_cubin
 from tools.sass_model.kernels import Workload, workloads
 from tools.sass_model.machine import Assumptions
 from tools.sass_model.predict import KernelModel, Launch, Prediction, predict
+from tools.sass_model.tile import CLASSES, ISSUED, TileCounts, count
 
 JOBS = 2
 PREDICTED = ("sm_90", "sm_90a")  # on an H100
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What the static model says of a launch."""
+
+    workload: Workload
+    prediction: Prediction
+    tile: TileCounts | None  # of plans that describe one
 
 
 @dataclass
@@ -49,7 +60,7 @@ class Row:
     threads: int
     occupancy: Occupancy
     main_loop: tuple[int, float, str] | None  # own instructions, cycles a warp on the busiest pipe, that pipe
-    predictions: list[tuple[Workload, Prediction]] = field(default_factory=list)
+    forecasts: list[Forecast] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
@@ -119,8 +130,8 @@ def make_row(
         if wrong
     ]
     if arch in PREDICTED and not row.problems:
-        row.predictions = [
-            (workload, predict_workload(model, workload, threads, dynamic))
+        row.forecasts = [
+            forecast(model, workload, threads, dynamic)
             for workload in workloads(op)
             if fnmatch.fnmatchcase(name, workload.kernel)
         ]
@@ -137,10 +148,11 @@ def main_loop(model: KernelModel) -> tuple[int, float, str] | None:
     return len(model.own(loop)), cycles, pipe
 
 
-def predict_workload(model: KernelModel, workload: Workload, threads: int, shared: int) -> Prediction:
+def forecast(model: KernelModel, workload: Workload, threads: int, shared: int) -> Forecast:
     model = KernelModel(model.kernel, Assumptions(broadcast_shared_loads=workload.broadcast_shared_loads), model.card)
-    options = workload.plan(model).launch_options()
-    return predict(model, Launch(threads, shared, workload.blocks, device_bytes=workload.device_bytes, **options))
+    plan = workload.plan(model)
+    launch = Launch(threads, shared, workload.blocks, device_bytes=workload.device_bytes, **plan.launch_options())
+    return Forecast(workload, predict(model, launch), count(model, launch, plan.tile) if plan.tile else None)
 
 
 def budgets_table(rows: list[Row]) -> list[str]:
@@ -176,7 +188,8 @@ def predictions_table(rows: list[Row]) -> list[str]:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        for workload, p in row.predictions:
+        for said in row.forecasts:
+            workload, p = said.workload, said.prediction
             what = workload.what + (", shared loads as broadcasts" if workload.broadcast_shared_loads else "")
             simulated, moved = ("-" if t is None else f"{t:.1f}" for t in (p.simulated_us, p.bytes_us))
             lines.append(
@@ -186,7 +199,43 @@ def predictions_table(rows: list[Row]) -> list[str]:
     return lines
 
 
-MARKED = re.compile(r"<!-- (budgets|predictions): (\w+) -->\n(.*?)<!-- end -->", re.DOTALL)
+def instructions_table(rows: list[Row]) -> list[str]:
+    """A line per described tile, and one for each stretch of code that only some tiles run."""
+    kinds = [*CLASSES, ISSUED]
+    titles = ["kernel", "a block's tile", *kinds, "blocks, warps an SM", "bytes a tile", "bound, simulated us",
+              "measured us"]  # fmt: skip
+    lines = [titles, ["---"] * len(titles)]
+    for row in rows:
+        for said in row.forecasts:
+            if (counts := said.tile) is None:
+                continue
+            p, fits = said.prediction, said.prediction.occupancy
+            times = ", ".join("-" if us is None else f"{us:.1f}" for us in (p.bound_us, p.simulated_us))
+            lines.append([
+                f"`{row.kernel}`", f"{counts.tile.what}; {said.workload.what}",
+                *(_beside(counts.always[kind], counts.asked(kind)) for kind in kinds),
+                f"{fits.blocks}, {fits.warps}", f"{counts.tile.memory_bytes:g}", times, "not yet",
+            ])  # fmt: skip
+            for name, (share, added) in counts.sometimes.items():
+                cells = [f"+{added[kind]:g}" if added[kind] else "" for kind in kinds]
+                lines.append([f"`{row.kernel}`", f"{name}: counted in {share:.0%} of tiles", *cells, *[""] * 4])
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _beside(issued: float, asked: float) -> str:
+    return f"{issued:g} / {asked:g} = {issued / asked:.2f}" if asked else f"{issued:g} / 0"
+
+
+# What `<!-- KIND: OP -->` stands for: a table, and the sentence about it.
+TABLES = {
+    "budgets": (budgets_table, "."),
+    "predictions": (predictions_table, ", predicted for an H100 SXM; measured: not yet."),
+    "instructions": (
+        instructions_table,
+        ", sm_90. Warp instructions of a block's tile: issued / asked for by the mathematics = ratio.",
+    ),
+}
+MARKED = re.compile(rf"<!-- ({'|'.join(TABLES)}): (\w+) -->\n(.*?)<!-- end -->", re.DOTALL)
 
 
 def renew(page: str, rows: list[Row], nvcc: str) -> str:
@@ -194,10 +243,9 @@ def renew(page: str, rows: list[Row], nvcc: str) -> str:
 
     def block(match: re.Match[str]) -> str:
         kind, op = match[1], match[2]
-        mine = [row for row in rows if op in ("all", row.op)]
-        table = budgets_table(mine) if kind == "budgets" else predictions_table(mine)
-        note = f"By nvcc {nvcc}" + ("." if kind == "budgets" else ", predicted for an H100 SXM; measured: not yet.")
-        return f"<!-- {kind}: {op} -->\n" + "\n".join([note, "", *table]) + "\n<!-- end -->"
+        table, note = TABLES[kind]
+        lines = table([row for row in rows if op in ("all", row.op)])
+        return f"<!-- {kind}: {op} -->\n" + "\n".join([f"By nvcc {nvcc}{note}", "", *lines]) + "\n<!-- end -->"
 
     return MARKED.sub(block, page)
 
@@ -253,7 +301,7 @@ def main() -> int:
     rows = sorted((row for result in results for row in result.rows), key=lambda row: (row.op, row.kernel, row.arch))
     problems = [text for result in results for text in result.problems]
     problems += [f"{row.kernel}, {row.arch}: {text}" for row in rows for text in row.problems]
-    print("\n".join([*budgets_table(rows), "", *predictions_table(rows)]))
+    print("\n\n".join("\n".join(table(rows)) for table, _ in TABLES.values()))
     if not problems and (options.check or options.write):
         problems += update_docs(rows, version, options.write)
     for problem in problems:

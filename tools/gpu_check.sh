@@ -86,9 +86,9 @@ else
   cannot_run primitives "nvcc is not on PATH"
 fi
 run_step bench_ops 70 "$python" bench/sweep.py --device cuda --presets 1.5b --dtypes bfloat16 --batches 1 \
-  --seq-lens 1,2048,8320 --budget 50 --slowest 2 --json "$out/ops.json"
+  --seq-lens 1,2048,8320 --peers none --budget 50 --slowest 2 --json "$out/ops.json"
 run_step bench_layer 90 "$python" bench/layer_throughput.py --device cuda --dtype bfloat16 --parts \
-  --implementations hymba_ops,plain,naive --json "$out/layer.json"
+  --implementations hymba_ops,plain,naive --peers flex,causal_conv1d,mamba_ssm --json "$out/layer.json"
 # Of our own kernels only: instrumenting torch's would take most of the time.
 find_sanitizer='from tools.sass_model.disassembly import find_tool; print(find_tool("compute-sanitizer"))'
 if sanitizer=$("$python" -c "$find_sanitizer" 2> /dev/null); then
@@ -100,5 +100,10 @@ if sanitizer=$("$python" -c "$find_sanitizer" 2> /dev/null); then
 else
   cannot_run sanitizers "compute-sanitizer is neither on PATH nor among $python's packages"
 fi
+# Compilers take most of these steps' time; bench/sweep.py and bench/layer_throughput.py without --peers time all peers.
+run_step bench_peers 90 "$python" bench/sweep.py --device cuda --presets 1.5b --dtypes bfloat16 --batches 1 \
+  --ops attention --seq-lens 8320 --peers flex,flex-halves,sdpa,compiled-masked --slowest 5 --json "$out/peers.json"
+run_step bench_published 90 "$python" bench/layer_throughput.py --device cuda --dtype bfloat16 \
+  --implementations hymba_ops,plain,flex,published --json "$out/published.json"
 echo "summary, logs and results: $out"
 exit $failed

@@ -39,6 +39,11 @@ class Instruction:
     def base(self) -> str:
         return self.opcode.split(".")[0]
 
+    @property
+    def is_padding(self) -> bool:
+        """Takes an issue slot and does nothing, as the compiler's loads around asynchronous copies."""
+        return self.predicate == "!PT"
+
 
 @dataclass
 class Kernel:

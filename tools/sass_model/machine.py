@@ -116,6 +116,8 @@ def access_bytes(opcode: str) -> int:
 def pipe_cycles(instruction: Instruction, card: Card, assume: Assumptions) -> list[tuple[str, float]]:
     """[(pipe, cycles)] of one warp instruction, beside its issue slot."""
     opcode, base = instruction.opcode, instruction.base
+    if instruction.is_padding:
+        return []
     if base in XU or (base == "F2FP" and assume.pack_on_xu):
         return [("xu", XU_CYCLES)]
     if base in FP32:

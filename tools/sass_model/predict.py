@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -198,6 +198,14 @@ class _Run:
         inner = [child for child in self.model.loops if child.parent is loop]
         return len(self.model.own(loop)) + sum(self.trips(child) * self.length(child) for child in inner)
 
+    def executed(self, loop: Loop | None, rounds: float = 1.0) -> Iterator[tuple[Instruction, float]]:
+        for block in self.model.own_blocks(loop):
+            warps = rounds * self.weight(block) * self.share(block) * self.warps
+            yield from ((instruction, warps) for instruction in self.model.code(block))
+        for child in self.model.loops:
+            if child.parent is loop:
+                yield from self.executed(child, rounds * self.trips(child))
+
     def simulated_cycles(self, resident: int) -> float:
         """Clocks of the resident blocks from start to end."""
         if self.length(None) <= WHOLE_PATH or not self.main_loops:
@@ -216,6 +224,12 @@ class _Run:
 
     def _clocks(self, loops: list[Loop | None], resident: int) -> float:
         return simulate(self.paths(loops, resident), SIMULATED_ROUNDS, self.model.card, self.model.assume)
+
+
+def executed(model: KernelModel, launch: Launch, loop: Loop | None) -> Iterator[tuple[Instruction, float]]:
+    """The code of one round of `loop` (None: from entry to exit), inner loops as often as they run, and how many of a
+    block's warps execute each instruction: parts of one where a launch's weights say so."""
+    return _Run(model, launch).executed(loop)
 
 
 def loop_costs(model: KernelModel, launch: Launch, simulated_rounds: int = 4) -> list[LoopCost]:

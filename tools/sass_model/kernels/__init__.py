@@ -3,6 +3,8 @@
 A module has `WORKLOADS`, a list of `Workload`. Block size and shared memory are the source's own (`// launch:` lines
 and __launch_bounds__, see tools/cubins.py). Trip counts are functions of the kernel's loops, because loop numbers and
 unrolling change with the compiler: find a loop by what it does (`most`), and count its rounds by work (`rounds`).
+
+A plan may say what a round's mathematics asks for (`Tile`): the least instructions of each class, from shapes alone.
 """
 
 from __future__ import annotations
@@ -14,9 +16,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tools.sass_model.control_flow import Loop
+from tools.sass_model.machine import WARP
 from tools.sass_model.predict import REST, KernelModel
+from tools.sass_model.tile import Tile
 
-__all__ = ["REST", "Plan", "Workload", "blocks_with", "most", "rounds", "workloads"]
+__all__ = [
+    "REST",
+    "Plan",
+    "Tile",
+    "Workload",
+    "blocks_with",
+    "enters",
+    "most",
+    "packs",
+    "rounds",
+    "warps_of",
+    "workloads",
+]
 
 # The 1.5B layer that the predictions are for.
 TOKENS, META_TOKENS = 8192, 128
@@ -32,6 +48,7 @@ class Plan:
         tuple[int, Loop | None], ...
     ] = ()  # warps of a block and the loop that only they enter, None: the rest
     weights: dict[int, float] = field(default_factory=dict)  # how often the basic block at an address runs per round
+    tile: Tile | None = None  # a round beside what its mathematics asks for
 
     def launch_options(self) -> dict[str, Any]:
         """As predict.Launch has them."""
@@ -63,6 +80,16 @@ def workloads(op: str) -> list[Workload]:
     return found
 
 
+def warps_of(lanes: float) -> float:
+    """The warp instructions that do something once for each of so many elements, one a lane."""
+    return lanes / WARP
+
+
+def packs(size: float) -> float:
+    """The warp instructions that move so many bytes, 16 a lane."""
+    return size / (16 * WARP)
+
+
 def most(model: KernelModel, opcode: str, loops: Iterable[Loop] | None = None) -> Loop:
     """The loop with most of its own instructions of that kind, as "MUFU.EX2"."""
     return max(model.loops if loops is None else loops, key=lambda loop: model.count(loop, opcode))
@@ -76,10 +103,19 @@ def rounds(model: KernelModel, loop: Loop, opcode: str, total: float) -> float:
     return total / each
 
 
-def blocks_with(model: KernelModel, loop: Loop, opcode: str) -> list[int]:
+def blocks_with(model: KernelModel, loop: Loop | None, opcode: str) -> set[int]:
     """Addresses of a loop's own basic blocks that have an instruction of that kind."""
-    return [
+    return {
         model.flow.address(block)
         for block in model.own_blocks(loop)
         if any(instruction.opcode.startswith(opcode) for instruction in model.code(block))
-    ]
+    }
+
+
+def enters(model: KernelModel, loop: Loop) -> set[int]:
+    """Addresses of the basic blocks around a loop that lead nowhere but into it."""
+    return {
+        model.flow.address(block)
+        for block in model.own_blocks(loop.parent)
+        if model.flow.successors[block] == [loop.header]
+    }

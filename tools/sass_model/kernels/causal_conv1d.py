@@ -2,7 +2,7 @@
 
 import math
 
-from tools.sass_model.kernels import INNER, META_TOKENS, TOKENS, Plan, Workload, most, rounds
+from tools.sass_model.kernels import INNER, META_TOKENS, TOKENS, Plan, Tile, Workload, most, packs, rounds, warps_of
 from tools.sass_model.predict import KernelModel
 
 _ROWS = TOKENS + META_TOKENS
@@ -13,7 +13,17 @@ _CHUNK, _THREADS, _WIDTH = 32, 128, 4
 def _plan(model: KernelModel) -> Plan:
     walk = most(model, "MUFU.EX2")
     trips = {loop: 0.0 for loop in model.loops if loop not in (walk, walk.parent)}
-    return Plan(trips | {walk: rounds(model, walk, "STG.E.128", _CHUNK)})
+    trips[walk] = rounds(model, walk, "STG.E.128", _CHUNK)
+    rows = model.count(walk, "STG.E.128")
+    items = rows * _PACK * _THREADS
+    asked = {
+        "special": warps_of(2 * items),  # SiLU: an exponential and a reciprocal
+        "float": warps_of((_WIDTH + 3) * items),  # taps; SiLU's scale, sum and product
+        "max, round": warps_of(items / 2),  # two at a time
+        "loads": packs(2 * items),
+        "stores": packs(2 * items),
+    }
+    return Plan(trips, tile=Tile(f"{rows} rows x {_PACK * _THREADS} channels", (walk,), asked, 2 * 2 * items))
 
 
 WORKLOADS = [
