@@ -44,7 +44,8 @@ __device__ __forceinline__ void fma_attention(const AttentionParams& p, const Fm
 // launch: fma_attention_kernel<float, *> threads 256, shared 37248
 // launch: fma_attention_kernel<double, *> threads 256, shared 74496
 template <class C, int kColumns>
-__global__ void __launch_bounds__(kFmaThreads, 1) fma_attention_kernel(AttentionParams p) {
+__global__ void __launch_bounds__(kFmaThreads, sizeof(C) == 4 ? 2 : 1)
+    fma_attention_kernel(AttentionParams p) {
   HYMBA_DYNAMIC_SHARED(bytes);
   const auto tiles = carve_shared<FmaTiles<C>>(bytes, static_cast<int>(p.k_dim), static_cast<int>(p.v_dim));
   AttentionBlock block;

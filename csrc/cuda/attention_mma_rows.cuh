@@ -17,7 +17,7 @@ constexpr int kWarpRows = 16;  // of an mma
 // A chunk of a row of kDim elements in shared memory.
 template <int kDim, class T>
 __device__ __forceinline__ T* swizzled_chunk(T* rows, int row, int index) {
-  return rows + row * kDim + ((index ^ row % 8) * kChunk);
+  return rows + row * kDim + ((index ^ (row & 7)) * kChunk);  // row % 8 of a signed row takes more
 }
 
 // Bases and strides of a view that 16-byte copies can read.
