@@ -16,6 +16,8 @@ import python_reference
 from bench import peers, plain, roofline
 from bench.runner import Call
 
+# Of a global layer's token that is decoded: the tokens that it sees, itself among them, and rows of a page.
+CONTEXT, PAGE = 8192, 64
 # The masked form computes all pairs and holds their scores: it is a rival on short input only.
 MASKED_UP_TO = 1024
 
@@ -94,6 +96,34 @@ def _attention(
     if length > MASKED_UP_TO:
         del calls["naive"]
     return calls
+
+
+def _decode_attention(
+    config: hymba_ops.HymbaConfig, layer: int, batch: int, length: int, dtype: torch.dtype
+) -> dict[str, Call]:
+    """One token a row: a sliding layer's rings are full, a global layer has CONTEXT tokens with it, in pages."""
+    heads, kv_heads, window = config.num_attention_heads, config.num_key_value_heads, config.window(layer)
+    dims = config.head_dim, config.value_head_dim
+    q = torch.randn(batch, 1, heads, config.head_dim, dtype=dtype)
+    k, v = (torch.randn(batch, 1, kv_heads, dim, dtype=dtype) for dim in dims)
+    meta = [torch.randn(config.num_memory_tokens, kv_heads, dim, dtype=dtype) for dim in dims]
+    if window is None:
+        shape, table = (batch * CONTEXT // PAGE, PAGE), torch.arange(batch * CONTEXT // PAGE, dtype=torch.int32)
+        table = table.view(batch, -1)
+    else:
+        shape, table = (batch, window + 1), None
+    caches = [torch.randn(*shape, kv_heads, dim, dtype=dtype) for dim in dims]
+    lengths = torch.full((batch,), CONTEXT - 1, dtype=torch.int32)
+    options = {
+        "block_table": table, "meta_k": meta[0], "meta_v": meta[1], "window": window, "scale": config.attention_scale,
+        "inv_freq": config.inv_freq(),
+    }  # fmt: skip
+    ours, theirs, references = ([cache.clone() for cache in caches] for _ in range(3))
+    return {
+        "hymba_ops": lambda: hymba_ops.decode_attention(q, k, v, *ours, lengths, **options),
+        "plain": lambda: plain.decode_attention(q, k, v, *theirs, lengths, **options),
+        "naive": lambda: python_reference.decode_attention(q, k, v, *references, lengths, **options),
+    }
 
 
 def _rotary(config: hymba_ops.HymbaConfig, layer: int, batch: int, length: int, dtype: torch.dtype) -> dict[str, Call]:
@@ -212,6 +242,7 @@ def _gated_linear(
 
 OPS = {
     "attention": _attention,
+    "decode_attention": _decode_attention,
     "selective_scan": _selective_scan,
     "causal_conv1d": _causal_conv1d,
     "rotary": _rotary,

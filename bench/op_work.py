@@ -6,6 +6,7 @@ memory there. A CPU's caches hold most of these sizes, so that a sweep on a CPU 
 
 from __future__ import annotations
 
+from bench import op_calls
 from bench.roofline import Work, in_proj_rows, visible_pairs
 from hymba_ops import HymbaConfig
 
@@ -24,6 +25,11 @@ def op_work(op: str, config: HymbaConfig, layer: int, *, batch: int, length: int
     # Per channel and state an exp; per channel softplus (exp, log) and the gate (exp, reciprocal).
     scan_special = rows * inner * (states + 4)
 
+    # decode_attention: keys that a token sees, and entries of the block table.
+    meta, window = config.num_memory_tokens, config.window(layer)
+    cached = meta + (op_calls.CONTEXT if window is None else window + 1)
+    table = batch * op_calls.CONTEXT // op_calls.PAGE if window is None else 0
+
     def elements(count: int) -> int:
         return element_size * count
 
@@ -32,6 +38,14 @@ def op_work(op: str, config: HymbaConfig, layer: int, *, batch: int, length: int
             flop=2 * pairs * (key_dim + value_dim),
             special=pairs,
             bytes=elements(rows * (heads + kv_heads) * (key_dim + value_dim)),
+        ),
+        "decode_attention": Work(
+            flop=2 * batch * heads * cached * (key_dim + value_dim),
+            special=batch * heads * cached,
+            # Keys and values of meta tokens once, of the cache, q and out, and new ones twice: they are written too.
+            bytes=elements(
+                (kv_heads * (meta + batch * (cached - meta + 2)) + batch * heads) * (key_dim + value_dim)
+            ) + 4 * (batch + key_dim // 2 + table),
         ),
         "selective_scan": Work(special=scan_special, bytes=scan),
         "causal_conv1d": Work(flop=2 * taps * rows * inner, bytes=elements(inner * (2 * rows + taps + 1))),

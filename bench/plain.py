@@ -88,6 +88,39 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, num
     return out.transpose(1, 2)
 
 
+def decode_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    lengths: Tensor,
+    *,
+    block_table: Tensor | None,
+    meta_k: Tensor,
+    meta_v: Tensor,
+    window: int | None,
+    scale: float,
+    inv_freq: Tensor,
+) -> Tensor:
+    """`decode_attention` of one token a row that sees every row of its ring or pages, which lie one behind the other.
+
+    A softmax does not mind the order of keys, so a full ring is read as it lies; one batched product per KV head."""
+    (batch, _, heads, dim), (meta, kv_heads, _) = q.shape, meta_k.shape
+    positions = (lengths + meta)[:, None]
+    q, k = (reference.rotary(x, positions, inv_freq)[:, 0] for x in (q, k))
+    k_cache, v_cache = (cache.view(batch, -1, *cache.shape[2:]) for cache in (k_cache, v_cache))
+    rows = (lengths if block_table is not None else positions[:, 0] % k_cache.shape[1]).long()
+    each = torch.arange(batch, device=q.device)
+    k_cache[each, rows], v_cache[each, rows] = k, v[:, 0]
+
+    q = (q * scale).view(batch, kv_heads, heads // kv_heads, dim)
+    scores = torch.cat([q @ meta_k.permute(1, 2, 0), q @ k_cache.permute(0, 2, 3, 1)], dim=-1)
+    probabilities = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
+    out = probabilities[..., :meta] @ meta_v.transpose(0, 1) + probabilities[..., meta:] @ v_cache.transpose(1, 2)
+    return out.view(batch, 1, heads, -1)
+
+
 def library_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`causal_conv1d` with SiLU by the library's depthwise convolution: half the time of shifted products."""
     padded = nn.functional.pad(x.transpose(1, 2), (weight.shape[1] - 1, 0))

@@ -51,7 +51,8 @@ from bench.runner import (
 from bench.sweep_cases import Case, case_of, case_work, layer_work, needed_bytes, relative_work
 
 OPS = ("layer", *op_calls.OPS)
-UPDATE_OPS = ("causal_conv1d_update", "selective_state_update")
+UPDATE_OPS = ("causal_conv1d_update", "decode_attention", "selective_state_update")  # of one token a row
+LAYERED_OPS = ("layer", "attention", "decode_attention")  # sliding and global layers differ
 BRANCHES = ("layer", "attention", "selective_scan", "causal_conv1d")  # the others are small: a call's cost dominates
 PRESETS = ("1.5b", "350m", "125m")
 DTYPES = ("float32", "bfloat16")
@@ -81,7 +82,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seq-lens", default="1,16,128,1024,4096,16384")
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--dtypes", default=",".join(DTYPES))
-    parser.add_argument("--layers", default=",".join(options.LAYERS), help="of the ops layer and attention")
+    parser.add_argument(
+        "--layers", default=",".join(options.LAYERS), help="of the ops layer, attention and decode_attention"
+    )
     parser.add_argument("--ops", default=",".join(OPS), help="default: %(default)s")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="of the whole run; default: none")
     parser.add_argument(
@@ -115,7 +118,7 @@ def all_cases(arguments: argparse.Namespace) -> Iterator[Case]:
         for batch in arguments.batches:
             for dtype in arguments.dtypes:
                 for op in arguments.ops:
-                    for layer in arguments.layers if op in ("layer", "attention") else [""]:
+                    for layer in arguments.layers if op in LAYERED_OPS else [""]:
                         for seq_len in [1] if op in UPDATE_OPS else arguments.seq_lens:
                             yield Case(preset, batch, dtype, op, layer, seq_len)
 

@@ -152,8 +152,8 @@ def test_bytes_of_an_op_are_those_of_its_tensors(op, dtype, batch, length, layer
 
     def watched(*args, **kwargs):
         out = right(*args, **kwargs)
-        state = {"causal_conv1d_update": args[1:2], "selective_state_update": args[:1]}.get(op, ())  # written too
-        seen.append(tensor_bytes([*args, *kwargs.values(), out, *state]))
+        written = {"causal_conv1d_update": args[1:2], "selective_state_update": args[:1], "decode_attention": args[1:3]}
+        seen.append(tensor_bytes([*args, *kwargs.values(), out, *written.get(op, ())]))
         return out
 
     monkeypatch.setattr(hymba_ops, op, watched)
