@@ -9,7 +9,7 @@ import torch
 
 from hymba_ops import functional as F
 
-from kernel_cases import DEVICE, randn
+from kernel_cases import DEVICE, randn, skip_unless_values_go_unread
 
 
 def int32(*values):
@@ -92,6 +92,36 @@ def test_wrong_values_are_refused(op, values, message, wanted, monkeypatch):
 def test_right_values_are_not(op, monkeypatch):
     monkeypatch.setenv("HYMBA_OPS_CHECK", "1")
     prepared(op, OPS[op][1])()
+
+
+BIG, SMALL = 2**31 - 1, -(2**31)
+
+
+@pytest.mark.parametrize("op,values", [
+    ("causal_conv1d", [(SMALL, 3, 1, BIG)]),
+    ("causal_conv1d", [(4, BIG, 2, 5)]),
+    ("selective_scan", [(SMALL, 3, 1, BIG)]),
+    ("selective_scan", [(4, BIG, -7, 5)]),
+    ("attention", [(SMALL, 3, 1, BIG), (BIG, 3, SMALL, 6)]),
+    ("attention", [(4, BIG, 2, 5), (0, 1, 1, 1)]),
+    ("causal_conv1d_update", [(BIG, 0, -7), (3, SMALL, 9)]),
+    ("selective_state_update", [(4, 0, SMALL), (3, 4, BIG)]),
+])  # fmt: skip
+def test_impossible_values_reach_no_other_memory(ops, op, values):
+    """On a GPU nobody reads the values before the kernels do; what comes out is anybody's guess."""
+    skip_unless_values_go_unread(ops)
+    call = prepared(op, values)
+    out = getattr(ops, op)(*call.args, **call.keywords)
+    if "update" in op:
+        assert (out == 0).all()  # padding rows, all of them
+
+
+@pytest.mark.parametrize("lengths", [(2100, 5, 40), (0, 700, 2048)])
+@pytest.mark.parametrize("wrong", [(0, 5000, -3, 2145), (4000, 1, 7, 2145), (2000, 2000, 10, BIG)])
+def test_impossible_values_of_a_scan_in_pieces(ops, lengths, wrong):
+    skip_unless_values_go_unread(ops)
+    x, dt, B, C = (randn(1, sum(lengths), size, seed=seed) for seed, size in enumerate((8, 8, 4, 4)))
+    ops.selective_scan(x, dt, -randn(8, 4).exp(), B, C, cu_seqlens=int32(*wrong))
 
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="the host waits for a GPU only")

@@ -14,8 +14,9 @@ static void check_values(const Check& check, const char* name, const Tensor& slo
                concat(values[b], " at index ", b));
 }
 
-static Slots slots_of(const OptionalTensor& in, const OptionalTensor& out) {
-  return {static_cast<const int32_t*>(data_or_null(in)), static_cast<const int32_t*>(data_or_null(out))};
+static Slots slots_of(const OptionalTensor& in, const OptionalTensor& out, int64_t count) {
+  return {static_cast<const int32_t*>(data_or_null(in)), static_cast<const int32_t*>(data_or_null(out)),
+          count};
 }
 
 // Rows run in any order, so a slot that one row writes must be no other row's.
@@ -53,8 +54,8 @@ Slots checked_slots(const Check& check, const OptionalTensor& slots_in, const Op
         state_rows >= batch && (slots_out || state_rows == batch), "state",
         concat("have ", slots_out ? "at least " : "", "x's ", batch, " rows where slots_in is not given"),
         state_rows);
-  if (host_in || host_out) check_conflicts(check, slots_of(host_in, host_out), batch, state_rows);
-  return slots_of(slots_in, slots_out);
+  if (host_in || host_out) check_conflicts(check, slots_of(host_in, host_out, state_rows), batch, state_rows);
+  return slots_of(slots_in, slots_out, state_rows);
 }
 
 }  // namespace hymba

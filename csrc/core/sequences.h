@@ -26,15 +26,21 @@ struct Sequence {
   int64_t length;
 };
 
+// Where packed sequence `index` begins. Nobody has checked a GPU's values: impossible ones are replaced, here
+// and in sequence_at, so that no access leaves the tensors.
+HYMBA_INLINE int64_t sequence_start(const Sequences& sequences, int64_t index) {
+  return clamped(sequences.cu_seqlens[index], 0, sequences.tokens);
+}
+
 HYMBA_INLINE Sequence sequence_at(const Sequences& sequences, int64_t index) {
   if (sequences.cu_seqlens == nullptr) return {index, 0, sequences.tokens};
-  const int64_t begin = sequences.cu_seqlens[index];
-  return {0, begin, sequences.cu_seqlens[index + 1] - begin};
+  const int64_t begin = sequence_start(sequences, index), end = sequence_start(sequences, index + 1);
+  return {0, begin, end < begin ? 0 : end - begin};
 }
 
 // The first token that no sequence covers (packed input only; T for dense input).
 HYMBA_INLINE int64_t covered_tokens(const Sequences& sequences) {
-  return sequences.cu_seqlens == nullptr ? sequences.tokens : sequences.cu_seqlens[sequences.count];
+  return sequences.cu_seqlens == nullptr ? sequences.tokens : sequence_start(sequences, sequences.count);
 }
 
 template <class T>

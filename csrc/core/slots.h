@@ -10,6 +10,7 @@ namespace hymba {
 struct Slots {
   const int32_t* in;   // [B], or null: row b reads state row b
   const int32_t* out;  // [B], or null: row b writes what it reads
+  int64_t count;       // rows of the state
 };
 
 constexpr int64_t kPaddingSlot = -1;
@@ -22,9 +23,11 @@ HYMBA_INLINE int64_t slot_in(const Slots& slots, int64_t b) {
 HYMBA_INLINE int64_t slot_out(const Slots& slots, int64_t b) {
   return slots.out ? slots.out[b] : slot_in(slots, b);
 }
-// A padding row is skipped: its output is zero and no state changes.
+// A padding row is skipped: its output is zero and no state changes. A row whose slot cannot be is one too:
+// nobody has checked a GPU's values.
 HYMBA_INLINE bool is_padding(const Slots& slots, int64_t b) {
-  return slot_in(slots, b) == kPaddingSlot || slot_out(slots, b) == kPaddingSlot;
+  const int64_t in = slot_in(slots, b), out = slot_out(slots, b);
+  return in < 0 || in >= slots.count || out < 0 || out >= slots.count;
 }
 
 }  // namespace hymba

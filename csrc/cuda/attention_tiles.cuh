@@ -48,7 +48,8 @@ __device__ __forceinline__ bool find_block(const AttentionParams& p, int64_t row
     sequence = index / each;
     first_index = sequence * each;
   } else {
-    const auto first_of = [&](int64_t s) { return p.cu_seqlens_q[s] * group / rows + s; };
+    const Sequences queries{p.cu_seqlens_q, p.sequences, p.q_len};
+    const auto first_of = [&](int64_t s) { return sequence_start(queries, s) * group / rows + s; };
     int64_t low = 0, high = p.sequences;
     while (high - low > 1) {
       const int64_t middle = (low + high) / 2;
@@ -59,7 +60,7 @@ __device__ __forceinline__ bool find_block(const AttentionParams& p, int64_t row
   }
   block.seq = sequence_view(p, sequence);
   const int64_t first = (index - first_index) * rows, left = block.seq.q_len * group - first;
-  if (left <= 0) return false;
+  if (first < 0 || left <= 0) return false;  // first < 0: cu_seqlens is wrong
   block.kv_head = static_cast<int>(blockIdx.x % p.kv_heads);
   block.group = static_cast<int>(group);
   block.query = static_cast<int>(first / group);

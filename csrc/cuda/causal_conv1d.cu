@@ -22,7 +22,7 @@ __device__ __forceinline__ int64_t sequence_of_row(const Sequences& sequences, i
   int64_t low = 0, high = sequences.count;
   while (low < high) {
     const int64_t middle = (low + high) / 2;
-    if (sequences.cu_seqlens[middle + 1] > row) {
+    if (sequence_start(sequences, middle + 1) > row) {
       high = middle;
     } else {
       low = middle + 1;
@@ -51,7 +51,7 @@ __device__ __forceinline__ void convolve_rows(const CausalConv1dParams& p, int64
   for (; row < end && index < p.sequences.count; ++index) {
     const Sequence seq = sequence_at(p.sequences, index);
     const int64_t stop = min(end, seq.begin + seq.length);
-    if (stop <= row) continue;  // empty
+    if (stop <= row || seq.begin > row) continue;  // empty, or cu_seqlens is wrong
     conv.fill([&](int distance) {
       return input_row<T, kPack>(p, index, seq, row - seq.begin - distance, channel);
     });

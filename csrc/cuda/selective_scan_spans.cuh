@@ -41,7 +41,7 @@ HYMBA_INLINE int64_t slot_count(const SelectiveScanParams& p) {
 }
 
 __device__ __forceinline__ int64_t first_slot(const Sequences& s, int64_t sequence) {
-  return s.cu_seqlens != nullptr ? s.cu_seqlens[sequence] / kPieceTokens + sequence
+  return s.cu_seqlens != nullptr ? sequence_start(s, sequence) / kPieceTokens + sequence
                                  : sequence * piece_count(s.tokens);
 }
 
@@ -63,7 +63,7 @@ __device__ __forceinline__ bool find_span(const SelectiveScanParams& p, int64_t 
   const Sequence all = sequence_at(p.sequences, sequence);
   const int64_t count = pieces ? piece_count(all.length) : 1;
   const int64_t piece = pieces ? slot - first_slot(p.sequences, sequence) : 0;
-  if (piece >= count) return false;
+  if (piece < 0 || piece >= count) return false;
   const int64_t offset = piece * kPieceTokens;
   const bool last = piece + 1 == count;
   span = {sequence,   all.batch, all.begin + offset, last ? all.length - offset : kPieceTokens, offset,

@@ -4,6 +4,7 @@
 
 #include "core/dtype.h"
 #include "core/mask.h"
+#include "core/sequences.h"
 #include "cpu/isa.h"  // HYMBA_CPU_KERNEL
 
 namespace hymba {
@@ -108,8 +109,9 @@ HYMBA_INLINE CachePlace cache_place(const KeyCache& cache, int64_t slot, int64_t
 // Of keys in k and v.
 HYMBA_INLINE SequenceView sequence_view(const AttentionParams& p, int64_t s) {
   if (p.cu_seqlens_q == nullptr) return {s, 0, p.q_len, 0, p.k_len, 0};
-  const int64_t q0 = p.cu_seqlens_q[s], k0 = p.cu_seqlens_k[s];
-  return {0, q0, p.cu_seqlens_q[s + 1] - q0, k0, p.cu_seqlens_k[s + 1] - k0, 0};
+  const Sequence q = sequence_at({p.cu_seqlens_q, p.sequences, p.q_len}, s);
+  const Sequence k = sequence_at({p.cu_seqlens_k, p.sequences, p.k_len}, s);
+  return {0, q.begin, q.length, k.begin, k.length, 0};
 }
 // Of keys in a cache.
 HYMBA_INLINE SequenceView cached_view(const AttentionParams& p, int64_t b) {

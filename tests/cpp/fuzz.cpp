@@ -280,7 +280,8 @@ Slots Case::slots(int64_t batch, int64_t& state_rows) {
     if (draw(0, 4) == 0) in[b] = kPaddingSlot;
     if (draw(0, 4) == 0) out[b] = kPaddingSlot;
   }
-  return {with_in ? integers("slots_in", in) : nullptr, with_out ? integers("slots_out", out) : nullptr};
+  return {with_in ? integers("slots_in", in) : nullptr, with_out ? integers("slots_out", out) : nullptr,
+          state_rows};
 }
 
 // ---- Running and comparing ----

@@ -36,6 +36,7 @@ class EmulatedOps:
     }
 
     def __init__(self, mode: Mode):
+        self.mode = mode
         self._client = Client(mode)
 
     def attention(self, *args, **kwargs):

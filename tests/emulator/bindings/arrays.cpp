@@ -102,8 +102,9 @@ int64_t step_tokens(const Array& array) {
   return array.ndim() == 3 ? array.shape(1) : 1;
 }
 
-Slots slots(const OptionalArray& in, const OptionalArray& out) {
-  return {static_cast<const int32_t*>(data_or_null(in)), static_cast<const int32_t*>(data_or_null(out))};
+Slots slots(const OptionalArray& in, const OptionalArray& out, const Array& state) {
+  return {static_cast<const int32_t*>(data_or_null(in)), static_cast<const int32_t*>(data_or_null(out)),
+          state.shape(0)};
 }
 
 Sequences sequences(const Array& x, const OptionalArray& cu_seqlens) {

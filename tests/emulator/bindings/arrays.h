@@ -53,7 +53,7 @@ TokensView tokens_view(const OptionalArray& array);  // [B, T, C]; null data for
 TokensView step_view(const Array& array);            // [B, C] or [B, n, C]
 int64_t step_tokens(const Array& array);             // n, or 1
 Sequences sequences(const Array& x, const OptionalArray& cu_seqlens);  // of x [B, T, C]
-Slots slots(const OptionalArray& in, const OptionalArray& out);
+Slots slots(const OptionalArray& in, const OptionalArray& out, const Array& state);
 
 // A contiguous result: filled with NaN, between guards, watched for races.
 Array new_array(const std::vector<int64_t>& shape, DType dtype);

@@ -15,7 +15,7 @@ Array causal_conv1d_update(const Array& x, const Array& state, const Array& weig
       .state = tokens_view(state),
       .out = out.data(),
       .filter = conv_filter(weight, bias, activation),
-      .slots = slots(slots_in, slots_out),
+      .slots = slots(slots_in, slots_out, state),
       .batch = x.shape(0),
       .tokens = step_tokens(x),
       .dtype = dtype_of(x),

@@ -15,7 +15,7 @@ Array selective_state_update(const Array& state, const Array& x, const Array& dt
   SelectiveStateUpdateParams params{
       .operands = scan_operands(x, dt, A, B, C, D, z, dt_bias, dt_softplus),
       .state = tokens_view(state),
-      .slots = slots(slots_in, slots_out),
+      .slots = slots(slots_in, slots_out, state),
       .batch = x.shape(0),
   };
   params.operands.out = out.data();
