@@ -142,6 +142,7 @@ double softplus(double x);
 DType state_dtype(DType dtype);
 
 void attention_case(Case& c);
+void decode_attention_case(Case& c);
 void linear_case(Case& c);
 void linear_epilogue_case(Case& c);
 void rotary_case(Case& c);

@@ -39,6 +39,7 @@ struct Op {
 // Every name that csrc/ops declares with HYMBA_CPU_KERNEL; tests/test_core_build.py compares.
 constexpr Op kOps[] = {
     {"attention", attention_case},
+    {"decode_attention", decode_attention_case},
     {"linear", linear_case},
     {"linear_epilogue", linear_epilogue_case},
     {"rotary", rotary_case},
