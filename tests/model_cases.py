@@ -8,6 +8,8 @@ import torch
 import hymba_ops
 import python_reference as reference
 
+from kernel_cases import cu_seqlens
+
 SMALL = {
     "model_type": "hymba",
     "hidden_size": 48,
@@ -108,3 +110,18 @@ def both(kind, changes=None, *args, dtype=torch.float32):
 
 def token_ids(*shape, seed=0):
     return torch.randint(SMALL["vocab_size"], shape, generator=torch.Generator().manual_seed(seed))
+
+
+def padding_mask(length, *spans):
+    """int64 [rows, length]: each row's tokens are from start to end."""
+    columns = torch.arange(length)
+    return torch.stack([(columns >= start) & (columns < end) for start, end in spans]).long()
+
+
+INPUTS = {
+    "dense": lambda: {"input_ids": token_ids(2, 9)},
+    "embeds": lambda: {"inputs_embeds": randn(2, 9, SMALL["hidden_size"])},
+    "packed": lambda: {"input_ids": token_ids(1, 20), "cu_seqlens": cu_seqlens(6, 0, 1, 11)},
+    "packed_embeds": lambda: {"inputs_embeds": randn(1, 20, SMALL["hidden_size"]), "cu_seqlens": cu_seqlens(20)},
+    "padded": lambda: {"input_ids": token_ids(3, 9), "attention_mask": padding_mask(9, (0, 9), (4, 9), (0, 2))},
+}
