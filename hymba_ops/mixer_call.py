@@ -124,8 +124,8 @@ class MixerCall:
 
 def default_positions(length: int, cu_seqlens: Tensor | None, device: torch.device, start: int = 0) -> Tensor:
     """int32 [length]: start + arange, or in packed rows each row's distance from its sequence's first row."""
-    rows = torch.arange(length, device=device, dtype=torch.int32)
     if cu_seqlens is None:
-        return rows + start
+        return torch.arange(start, start + length, device=device, dtype=torch.int32)
+    rows = torch.arange(length, device=device, dtype=torch.int32)
     sequence = torch.searchsorted(cu_seqlens, rows, right=True) - 1
     return rows - cu_seqlens[sequence]

@@ -8,7 +8,7 @@ import torch
 import hymba_ops
 import python_reference as reference
 
-from kernel_cases import cu_seqlens
+from kernel_cases import DEVICE, cu_seqlens
 
 SMALL = {
     "model_type": "hymba",
@@ -75,7 +75,9 @@ DTYPES = [
 
 
 def randn(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32).to(dtype)
+    """On DEVICE, the same numbers there as on the CPU."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(dtype).to(DEVICE)
 
 
 def randomise(module, seed=0):
@@ -83,7 +85,7 @@ def randomise(module, seed=0):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            normal = torch.randn(parameter.shape, generator=generator)
+            normal = torch.randn(parameter.shape, generator=generator, device="cpu")
             if "norm" in name:
                 values = 1 + 0.2 * normal
             elif "A_log" in name or "dt_proj.0.bias" in name:
@@ -109,7 +111,8 @@ def both(kind, changes=None, *args, dtype=torch.float32):
 
 
 def token_ids(*shape, seed=0):
-    return torch.randint(SMALL["vocab_size"], shape, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(SMALL["vocab_size"], shape, generator=generator, device="cpu").to(DEVICE)
 
 
 def padding_mask(length, *spans):

@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from hymba_ops import HymbaConfig, HymbaForCausalLM, HymbaModel
 
-from kernel_cases import cu_seqlens
+from kernel_cases import DEVICE, cu_seqlens
 from model_cases import INPUTS, SMALL, SWITCHES, both, padding_mask, randomise, token_ids
 from tolerance import assert_close
 
@@ -203,7 +203,7 @@ def test_autocast():
     """As close to float32 as the whole model in bfloat16."""
     m, ids = model(), token_ids(8, 40)
     expected = m(ids).logits
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         logits = m(ids).logits
     whole = copy.deepcopy(m).to(torch.bfloat16)(ids).logits
     assert logits.dtype == torch.float32
