@@ -81,7 +81,7 @@ class HymbaModel(nn.Module):
             input_ids: int64 or int32 [B, T]. Exactly one of input_ids and inputs_embeds is given.
             inputs_embeds: [B, T, hidden_size].
             attention_mask: bool or integer [B, T], 1 at tokens and 0 at padding, which stands before or after a
-                row's tokens.
+                row's tokens. On a GPU the host waits for their number, once a call.
             cu_seqlens: int32 [n + 1], packed input with B = 1: sequence i has the tokens cu_seqlens[i] to
                 cu_seqlens[i + 1]. Memory tokens are not counted.
 

@@ -298,6 +298,7 @@ class HymbaLayer(nn.Module):
 
     On a CPU without gradients a long input passes in pieces (hymba_ops/pieces.py), and the sum with the residual stream
     is part of the projections: hooks on submodules see a piece at a time, those on `mamba` itself are not called.
+    On a GPU without gradients the SSM branch has a stream of its own (hymba_ops/streams.py).
 
     Args:
         config, layer_index, device, dtype: as in `HybridMixer`.
