@@ -19,6 +19,7 @@ from fake_cuda import fake_cuda
 from kernel_cases import DEVICE, cu_seqlens
 from model_cases import BORROWER, GLOBAL, PRODUCER, SMALL, padding_mask, randn, randomise, token_ids
 
+needs_no_gpu = pytest.mark.skipif(DEVICE != "cpu", reason="shown without a GPU")
 needs_gpu = pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU: HYMBA_OPS_TEST_DEVICE=cuda")
 
 # ---- Nothing waits ----
@@ -34,6 +35,7 @@ FAKE_INPUTS = {
 }
 
 
+@needs_no_gpu
 @pytest.mark.parametrize("inputs", FAKE_INPUTS.values(), ids=FAKE_INPUTS)
 @pytest.mark.parametrize("changes", [{}, {"kq_norm": "perhead-rms"}, {"num_memory_tokens": 0}], ids=str)
 def test_nothing_waits_and_all_is_on_the_gpu(monkeypatch, changes, inputs):
@@ -64,6 +66,7 @@ class Reads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@needs_no_gpu
 def test_a_padded_batch_waits_once(monkeypatch):
     """For the number of its tokens. Run on a CPU, as if its values were not to be read."""
     waits = []
@@ -108,6 +111,7 @@ class Allocations(TorchDispatchMode):
         self.live -= size
 
 
+@needs_no_gpu
 def test_what_a_layer_of_the_large_model_allocates(monkeypatch):
     """Every tensor that an op makes, none of it twice; the most live while the scan runs (docs/cuda_layer.md)."""
     tokens, channels, states, x_proj = 8192 + 128, 3200, 16, 100 + 2 * 16
@@ -228,6 +232,20 @@ def test_a_captured_layer_replays(index, dtype):
         for actual, e, c in zip(results, eager, cpu, strict=True):
             assert_near(actual, e)
             assert_near(actual, c)
+
+
+@needs_gpu
+@torch.no_grad()
+def test_no_call_of_cuda_waits():
+    model = randomise(HymbaForCausalLM(HymbaConfig(**PUBLISHED_SIZES)))
+    ids, boundaries = token_ids(1, 20), cu_seqlens(6, 0, 1, 11)
+    model(ids)  # libraries set themselves up
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        model(ids)
+        model(ids, cu_seqlens=boundaries)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @needs_gpu
