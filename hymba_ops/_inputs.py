@@ -130,18 +130,28 @@ def _check_mask(mask: Tensor, tokens: Tensor) -> None:
     kinds = (torch.bool, torch.int64, torch.int32, torch.uint8)
     _check_tensor("attention_mask", mask, kinds, list(tokens.shape[:2]))
     _check_device("attention_mask", mask, tokens)
+
+
+def rows_of_tokens(mask: Tensor) -> Tensor:
+    """int64 [tokens]: where the mask has tokens, rows of the batch one after the other, after checks of its values.
+
+    How many there are is the size of what follows: the host waits for it, once, and reads the checks with it.
+    """
     present = mask.bool()
-    if not torch.equal(present.to(mask.dtype), mask):
-        raise ValueError("attention_mask must hold 0 and 1 only")
     first = present & ~nn.functional.pad(present[:, :-1], (1, 0))  # where a run of tokens begins
     runs = first.sum(1)
-    if (runs == 0).any():
+    counts = torch.stack([present.sum(), (present.to(mask.dtype) != mask).sum(), (runs == 0).sum(), (runs > 1).sum()])
+    tokens, not_binary, empty, torn = counts.tolist()
+    if not_binary:
+        raise ValueError("attention_mask must hold 0 and 1 only")
+    if empty:
         raise ValueError(f"attention_mask must have a token in every row, got none in row {runs.argmin().item()}")
-    if (runs > 1).any():
+    if torn:
         raise ValueError(
             "attention_mask must be one run of ones in every row (padding before or after it), "
             f"got a hole in row {runs.argmax().item()}"
         )
+    return present.flatten().nonzero_static(size=tokens).squeeze(1)
 
 
 def _check_cu_seqlens(cu_seqlens: Tensor, tokens: Tensor) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hymba_ops.pieces import PIECE_TOKENS, Piece, cut, may_cut
+from hymba_ops.streams import outlives_call, side_by_side
 
 if TYPE_CHECKING:
     from hymba_ops.modules import HybridMixer
@@ -43,7 +44,7 @@ class MixerCall:
         if positions is None:
             positions = default_positions(length, cu_seqlens, hidden.device, start=self.earlier)
         self.positions = positions
-        self.scan_parameters = mixer.scan_parameters()
+        self.decay_rates: Tensor | None = None  # A, made by the first piece's SSM branch
         self.state: MixerState | None = None  # after the last piece
         self.final_states: list[MixerState] = []
 
@@ -60,8 +61,27 @@ class MixerCall:
 
     def mix(self, piece: Piece, normed: Tensor, residual: Tensor | None = None) -> Tensor:
         """A piece's normalised hidden states to the mixer's output for it, plus `residual`."""
+        # in_proj's output is held until the branches have joined, as hymba_ops/streams.py asks for.
+        q, k, v, x, z = self.mixer.in_proj(normed).split(self.mixer.in_proj_sizes(), dim=-1)
+        # The SSM branch is the longer chain of kernels, so it is launched first.
+        (ssm, self.state), attn = side_by_side(
+            normed.device, lambda: self._ssm(piece, x, z), lambda: self._attention(piece, q, k, v)
+        )
+        if piece.ends:
+            outlives_call(*self.state)
+            self.final_states.append(self.state)
+        return self.mixer.join(attn, ssm, residual)
+
+    def _ssm(self, piece: Piece, x: Tensor, z: Tensor) -> tuple[Tensor, MixerState]:
+        state = self.state if piece.continues else self.initial_state
+        if state is not None and not piece.continues:
+            state = (state[0][piece.states], state[1][piece.states])
+        if self.decay_rates is None:
+            self.decay_rates = self.mixer.decay_rates()
+        return self.mixer.ssm_branch(x, z, self.decay_rates, piece.cu_seqlens, state)
+
+    def _attention(self, piece: Piece, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         mixer = self.mixer
-        q, k, v, x, z = mixer.in_proj(normed).split(mixer.in_proj_sizes(), dim=-1)
         positions = self.positions[..., piece.tokens]
         if positions.dim() == 2:
             positions = positions[piece.rows]
@@ -72,15 +92,7 @@ class MixerCall:
         assert self.kv is not None  # the check refuses a layer that borrows and gets none
         end = None if piece.tokens.stop is None else self.earlier + piece.tokens.stop
         keys, values = (t[piece.rows, piece.keys_from : end] for t in self.kv)
-        attn = mixer.attention_branch(q, keys, values, piece.cu_seqlens)
-
-        state = self.state if piece.continues else self.initial_state
-        if state is not None and not piece.continues:
-            state = (state[0][piece.states], state[1][piece.states])
-        ssm, self.state = mixer.ssm_branch(x, z, self.scan_parameters, piece.cu_seqlens, state)
-        if piece.ends:
-            self.final_states.append(self.state)
-        return mixer.join(attn, ssm, residual)
+        return mixer.attention_branch(q, keys, values, piece.cu_seqlens)
 
     def _append(self, piece: Piece, k: Tensor, v: Tensor) -> None:
         """Puts a piece's keys and values behind the earlier ones."""
@@ -112,8 +124,8 @@ class MixerCall:
 
 def default_positions(length: int, cu_seqlens: Tensor | None, device: torch.device, start: int = 0) -> Tensor:
     """int32 [length]: start + arange, or in packed rows each row's distance from its sequence's first row."""
-    rows = torch.arange(length, device=device, dtype=torch.int32)
     if cu_seqlens is None:
-        return rows + start
+        return torch.arange(start, start + length, device=device, dtype=torch.int32)
+    rows = torch.arange(length, device=device, dtype=torch.int32)
     sequence = torch.searchsorted(cu_seqlens, rows, right=True) - 1
     return rows - cu_seqlens[sequence]

@@ -18,6 +18,7 @@ from hymba_ops._inputs import (
     check_head_arguments,
     check_ids,
     check_inputs,
+    rows_of_tokens,
     sequence_of_rows,
     shifted_labels,
     source_rows,
@@ -80,7 +81,7 @@ class HymbaModel(nn.Module):
             input_ids: int64 or int32 [B, T]. Exactly one of input_ids and inputs_embeds is given.
             inputs_embeds: [B, T, hidden_size].
             attention_mask: bool or integer [B, T], 1 at tokens and 0 at padding, which stands before or after a
-                row's tokens.
+                row's tokens. On a GPU the host waits for their number, once a call.
             cu_seqlens: int32 [n + 1], packed input with B = 1: sequence i has the tokens cu_seqlens[i] to
                 cu_seqlens[i + 1]. Memory tokens are not counted.
 
@@ -90,9 +91,9 @@ class HymbaModel(nn.Module):
         tokens = check_inputs(self.config, input_ids, inputs_embeds, attention_mask, cu_seqlens)
         batch, length = tokens.shape[:2]
         if attention_mask is not None:
-            present = attention_mask.bool()
-            tokens = tokens[present].unsqueeze(0)
-            lengths = present.sum(1, dtype=torch.int32)
+            rows = rows_of_tokens(attention_mask)
+            tokens = tokens.flatten(0, 1)[rows].unsqueeze(0)
+            lengths = attention_mask.bool().sum(1, dtype=torch.int32)
             cu_seqlens = nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
 
         embeds = self.embed_tokens(check_ids(self.config, tokens)) if inputs_embeds is None else tokens
@@ -100,7 +101,6 @@ class HymbaModel(nn.Module):
 
         if attention_mask is not None:
             padded = hidden.new_zeros(batch * length, hidden.shape[2])
-            rows = present.flatten().nonzero().squeeze(1)
             hidden = padded.index_copy(0, rows, hidden[0]).view(batch, length, -1)
         return hidden
 

@@ -165,20 +165,23 @@ class HybridMixer(nn.Module):
             return heads
         return functional.rotary(heads, positions, self.inv_freq.to(heads.device))
 
-    def scan_parameters(self) -> tuple[Tensor, Tensor, Tensor]:
-        """A [C, N], D [C] and dt bias [C] as the scan takes them."""
-        dt_bias = cast(nn.Linear, self.dt_proj[0]).bias
-        return -torch.exp(_at_least_float32(self.A_log[0])), _at_least_float32(self.D[0]), _at_least_float32(dt_bias)
+    def decay_rates(self) -> Tensor:
+        """A [C, N] of the scan, float32 or float64."""
+        a_log = self.A_log[0]
+        return -torch.exp(a_log if a_log.dtype == torch.float64 else a_log.float())
 
     def ssm_branch(
         self,
         x: Tensor,
         z: Tensor,
-        scan_parameters: tuple[Tensor, Tensor, Tensor],
+        A: Tensor,
         cu_seqlens: Tensor | None,
         initial_state: MixerState | None,
     ) -> tuple[Tensor, MixerState]:
-        """Slices x and gate z of in_proj's output [B, T, inner_size] to the gated scan's output and final states."""
+        """Slices x and gate z of in_proj's output [B, T, inner_size] to the gated scan's output and final states.
+
+        A: `decay_rates()`, which several calls share while the parameters stay as they are.
+        """
         config = self.config
         conv_state, ssm_state = (None, None) if initial_state is None else initial_state
         u, conv_state = functional.causal_conv1d(
@@ -193,16 +196,16 @@ class HybridMixer(nn.Module):
         dt, B, C = self.x_proj[0](u).split(sizes, dim=-1)
         if config.mamba_inner_layernorms:
             dt, B, C = self.dt_layernorm(dt), self.B_layernorm(B), self.C_layernorm(C)
-        A, D, dt_bias = scan_parameters
+        dt_proj = cast(nn.Linear, self.dt_proj[0])
         y, ssm_state = functional.selective_scan(
             u,
-            project(dt, cast(nn.Linear, self.dt_proj[0]).weight),
+            project(dt, dt_proj.weight),
             A,
             B,
             C,
-            D,
+            self.D[0],
             z,
-            dt_bias=dt_bias,
+            dt_bias=dt_proj.bias,
             initial_state=ssm_state,
             return_final_state=True,
             cu_seqlens=cu_seqlens,
@@ -295,6 +298,7 @@ class HymbaLayer(nn.Module):
 
     On a CPU without gradients a long input passes in pieces (hymba_ops/pieces.py), and the sum with the residual stream
     is part of the projections: hooks on submodules see a piece at a time, those on `mamba` itself are not called.
+    On a GPU without gradients the SSM branch has a stream of its own (hymba_ops/streams.py).
 
     Args:
         config, layer_index, device, dtype: as in `HybridMixer`.
@@ -337,7 +341,3 @@ class HymbaLayer(nn.Module):
             return residual
 
         return call.over_pieces(hidden, step), *call.results()
-
-
-def _at_least_float32(t: Tensor) -> Tensor:
-    return t if t.dtype == torch.float64 else t.float()

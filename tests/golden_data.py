@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from kernel_cases import DEVICE
+
 GOLDEN = Path(__file__).resolve().parent / "golden"
 TINY, LAYER = "tiny_a", "layer_1p5b"
 
@@ -19,12 +21,12 @@ def config_path(folder):
 
 @functools.cache
 def forward_data(folder):
-    return load_file(GOLDEN / folder / "forward.safetensors")
+    return load_file(GOLDEN / folder / "forward.safetensors", device=DEVICE)
 
 
 @functools.cache
 def generate_data(folder):
-    return load_file(GOLDEN / folder / "generate.safetensors")
+    return load_file(GOLDEN / folder / "generate.safetensors", device=DEVICE)
 
 
 @functools.cache

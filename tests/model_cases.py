@@ -8,6 +8,8 @@ import torch
 import hymba_ops
 import python_reference as reference
 
+from kernel_cases import DEVICE, cu_seqlens
+
 SMALL = {
     "model_type": "hymba",
     "hidden_size": 48,
@@ -73,7 +75,9 @@ DTYPES = [
 
 
 def randn(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32).to(dtype)
+    """On DEVICE, the same numbers there as on the CPU."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(dtype).to(DEVICE)
 
 
 def randomise(module, seed=0):
@@ -81,7 +85,7 @@ def randomise(module, seed=0):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            normal = torch.randn(parameter.shape, generator=generator)
+            normal = torch.randn(parameter.shape, generator=generator, device="cpu")
             if "norm" in name:
                 values = 1 + 0.2 * normal
             elif "A_log" in name or "dt_proj.0.bias" in name:
@@ -107,4 +111,20 @@ def both(kind, changes=None, *args, dtype=torch.float32):
 
 
 def token_ids(*shape, seed=0):
-    return torch.randint(SMALL["vocab_size"], shape, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(SMALL["vocab_size"], shape, generator=generator, device="cpu").to(DEVICE)
+
+
+def padding_mask(length, *spans):
+    """int64 [rows, length]: each row's tokens are from start to end."""
+    columns = torch.arange(length)
+    return torch.stack([(columns >= start) & (columns < end) for start, end in spans]).long()
+
+
+INPUTS = {
+    "dense": lambda: {"input_ids": token_ids(2, 9)},
+    "embeds": lambda: {"inputs_embeds": randn(2, 9, SMALL["hidden_size"])},
+    "packed": lambda: {"input_ids": token_ids(1, 20), "cu_seqlens": cu_seqlens(6, 0, 1, 11)},
+    "packed_embeds": lambda: {"inputs_embeds": randn(1, 20, SMALL["hidden_size"]), "cu_seqlens": cu_seqlens(20)},
+    "padded": lambda: {"input_ids": token_ids(3, 9), "attention_mask": padding_mask(9, (0, 9), (4, 9), (0, 2))},
+}

@@ -10,6 +10,7 @@ import hymba_ops
 import golden_checks
 from golden_checks import LAYER, LENGTHS, PROMPTS, TINY
 from golden_data import config_path, forward_data, state_dict
+from kernel_cases import DEVICE
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -61,8 +62,10 @@ def test_published_checkpoint_files(tmp_path):
     folder = config_path(TINY).parent
     for name, target in (("config.json", "config.json"), ("weights.safetensors", "model.safetensors")):
         (tmp_path / target).symlink_to(folder / name)
-    assert {p.dtype for p in hymba_ops.HymbaForCausalLM.from_pretrained(tmp_path).parameters()} == {torch.bfloat16}
-    model = hymba_ops.HymbaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert {p.dtype for p in hymba_ops.HymbaForCausalLM.from_pretrained(tmp_path, device=DEVICE).parameters()} == {
+        torch.bfloat16
+    }
+    model = hymba_ops.HymbaForCausalLM.from_pretrained(tmp_path, device=DEVICE, dtype=torch.float32)
     data = forward_data(TINY)
     with torch.no_grad():
         logits = model(data["input_ids.51"]).logits

@@ -73,7 +73,7 @@ def machine(tmp_path):
 def test_every_step_passes(machine):
     status, steps, calls = machine()
     assert status == 0
-    assert list(steps) == ["install", "load", "tests", "primitives", *BENCH, *SANITIZERS, *PEERS]
+    assert list(steps) == ["install", "load", "tests", "layer", "primitives", *BENCH, *SANITIZERS, *PEERS]
     assert {outcome for outcome, _ in steps.values()} == {"passed"}
     assert steps["tests"] == ("passed", "all is well") and steps["racecheck"] == ("passed", "ERROR SUMMARY: 0 errors")
     assert (machine.folder / "hymba_ops/_C.abi3.so").read_text() == "fresh\n"
@@ -81,6 +81,8 @@ def test_every_step_passes(machine):
     files = " tests/test_rotary.py tests/test_scan.py tests/test_value_checks.py"
     (tests,) = (call for call in calls if "junitxml" in call)
     assert tests.startswith("cuda: ") and tests.endswith(files) and "test_rows" not in tests
+    (layer,) = (call for call in calls if call.endswith("tests/test_golden.py tests/test_cuda_layer.py"))
+    assert layer.startswith("cuda: ")
     sanitized = [call for call in calls if call.startswith("sanitizer: ")]
     assert [call.split()[2] for call in sanitized] == SANITIZERS
     assert all(call.endswith(files) for call in sanitized)

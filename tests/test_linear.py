@@ -64,6 +64,8 @@ def test_matches_reference(ops, bias, residual, layout, dtype):
         x, weight, extras = make_inputs(
             *shape, outputs=outputs, bias=bias, residual=residual, dtype=dtype, layout=layout
         )
+        if ops is not F and not residual:
+            pytest.skip("without a residual, linear is the library's product alone")
         check("linear", (x, weight), extras, dtype, ops)
 
 

@@ -13,8 +13,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from hymba_ops import HymbaConfig, HymbaForCausalLM, HymbaModel
 
-from kernel_cases import cu_seqlens
-from model_cases import SMALL, SWITCHES, both, randn, randomise, token_ids
+from kernel_cases import DEVICE, cu_seqlens
+from model_cases import INPUTS, SMALL, SWITCHES, both, padding_mask, randomise, token_ids
 from tolerance import assert_close
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -60,21 +60,6 @@ def test_logits_bfloat16():
     logits, plain_logits, exact_logits = (m(ids).logits for m in (ours, plain, exact))
     assert logits.dtype == torch.float32
     assert rms(logits - exact_logits) < 1.25 * rms(plain_logits - exact_logits) < 0.05 * rms(exact_logits)
-
-
-INPUTS = {
-    "dense": lambda: {"input_ids": token_ids(2, 9)},
-    "embeds": lambda: {"inputs_embeds": randn(2, 9, SMALL["hidden_size"])},
-    "packed": lambda: {"input_ids": token_ids(1, 20), "cu_seqlens": cu_seqlens(6, 0, 1, 11)},
-    "packed_embeds": lambda: {"inputs_embeds": randn(1, 20, SMALL["hidden_size"]), "cu_seqlens": cu_seqlens(20)},
-    "padded": lambda: {"input_ids": token_ids(3, 9), "attention_mask": padding_mask(9, (0, 9), (4, 9), (0, 2))},
-}
-
-
-def padding_mask(length, *spans):
-    """int64 [rows, length]: each row's tokens are from start to end."""
-    columns = torch.arange(length)
-    return torch.stack([(columns >= start) & (columns < end) for start, end in spans]).long()
 
 
 @pytest.mark.parametrize("inputs", INPUTS.values(), ids=INPUTS)
@@ -218,7 +203,7 @@ def test_autocast():
     """As close to float32 as the whole model in bfloat16."""
     m, ids = model(), token_ids(8, 40)
     expected = m(ids).logits
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         logits = m(ids).logits
     whole = copy.deepcopy(m).to(torch.bfloat16)(ids).logits
     assert logits.dtype == torch.float32

@@ -24,6 +24,8 @@ for source in csrc/cuda/*.cu; do
   op=$(basename "$source" .cu)
   cuda_tests+=("tests/test_${op%_sm90}.py")
 done
+# Modules and models on top of them.
+layer_tests=(tests/test_modules.py tests/test_model.py tests/test_golden.py tests/test_cuda_layer.py)
 mapfile -t cuda_tests < <(printf '%s\n' "${cuda_tests[@]}" | sort -u)
 
 record() {  # step, status, seconds, detail
@@ -80,6 +82,7 @@ export CUBLAS_WORKSPACE_CONFIG=:4096:8  # torch's deterministic mode, in which t
 
 run_step load 40 env -C / PYTHONPATH="$site" "$python" -c 'import hymba_ops; print(hymba_ops.build_info())' || exit 1
 run_step tests 120 "$python" -m pytest -p no:cacheprovider -m "not emulated" --junitxml="$out/tests.xml" "${cuda_tests[@]}"
+run_step layer 60 "$python" -m pytest -p no:cacheprovider -m "not emulated" "${layer_tests[@]}"
 if command -v nvcc > /dev/null; then
   run_step primitives 60 "$python" tools/capture_primitives.py "$out/primitives.npz"
 else

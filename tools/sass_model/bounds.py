@@ -135,13 +135,21 @@ SHARED_UNIT = 128
 MAX_WARPS, MAX_BLOCKS = 64, 32
 
 
+def registers_per_warp(registers: int) -> int:
+    return _round_up(max(1, registers) * WARP, REGISTER_UNIT)
+
+
+def shared_per_block(shared: int) -> int:
+    """Of an SM's bytes; `shared`: a block's static and dynamic ones."""
+    return _round_up(shared + RESERVED_SHARED, SHARED_UNIT)
+
+
 def occupancy(registers: int, shared: int, threads: int, card: Card) -> Occupancy:
     """Resident blocks per SM, by the rules of CUDA's cuda_occupancy.h. `shared`: a block's static and dynamic bytes."""
     warps = math.ceil(threads / WARP)
-    per_warp = _round_up(max(1, registers) * WARP, REGISTER_UNIT)
     limits = {
-        "registers": REGISTERS_PER_SUBPARTITION // per_warp * SUBPARTITIONS // warps,
-        "shared memory": card.shared_per_sm // _round_up(shared + RESERVED_SHARED, SHARED_UNIT),
+        "registers": REGISTERS_PER_SUBPARTITION // registers_per_warp(registers) * SUBPARTITIONS // warps,
+        "shared memory": card.shared_per_sm // shared_per_block(shared),
         "warps": MAX_WARPS // warps,
         "blocks": MAX_BLOCKS,
     }

@@ -114,6 +114,7 @@ class Prediction:
     simulated_us: float | None
     bytes_us: float | None
     pipes_us: Mapping[str, float]
+    even_pipes_us: Mapping[str, float]  # as even_us
     cycles_per_element: float | None  # SM clocks of the bound
 
 
@@ -288,5 +289,6 @@ def predict(model: KernelModel, launch: Launch, simulation: bool = True) -> Pred
         simulated_us=None if simulated is None else simulated * us_per_cycle,
         bytes_us=launch.device_bytes / card.bytes_per_second * 1e6 if launch.device_bytes else None,
         pipes_us={pipe: cycles * us_per_cycle for pipe, cycles in busiest.items()},
+        even_pipes_us={pipe: cycles * us_per_cycle for pipe, cycles in even.items()},
         cycles_per_element=busiest[binds] * card.sms / launch.elements if launch.elements else None,
     )
