@@ -110,7 +110,7 @@ class MmaAttention {
       constexpr int kChunks = kDim / kChunk, kStep = kMmaThreads / kChunks;
       const int row = thread() / kChunks, index = thread() % kChunks;
       const T* from = rows.own + (first + row) * rows.own_stride + index * kChunk;
-#pragma unroll 8
+#pragma unroll(kDim <= 128 ? 8 : 4)
       for (int i = 0; i < kKeys; i += kStep, from += kStep * rows.own_stride)
         copy_async<16>(swizzled_chunk<kDim>(to, row + i, index), from);
     } else {

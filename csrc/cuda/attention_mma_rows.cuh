@@ -41,8 +41,7 @@ class MmaRows {
   __device__ MmaRows(const AttentionParams& p, T* queries, int low, int high)
       : p_(p),
         queries_(queries),
-        low_(p.mask, low),
-        high_(p.mask, high),
+        positions_{low, high},
         // Scores are in units of log2. A scale of 0 must not meet a score of minus infinity.
         scale_(max(static_cast<float>(fabs(p.scale) * kLog2E), 1e-37f)) {}
 
@@ -117,7 +116,7 @@ class MmaRows {
     for (auto& tile : scores)
 #pragma unroll
       for (float& x : tile) x = 0.0f;
-#pragma unroll(kKeyDim == 128 ? 4 : kKeyDim / 16)  // with which nothing spills
+#pragma unroll(kKeyDim > 128 ? 8 : 4)  // with which nothing spills
     for (int i = 0; i < kKeyDim / 16; ++i) {
       Fragment q;
       if constexpr (kKeepQ) {
@@ -138,12 +137,13 @@ class MmaRows {
   }
 
   __device__ __forceinline__ void mask(float (&scores)[kScores][4], int key) const {
+    const RowMask low(p_.mask, positions_[0]), high(p_.mask, positions_[1]);
 #pragma unroll
     for (int n = 0; n < kScores; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int j = key + n * 8 + lane() % 4 * 2 + i % 2;
-        scores[n][i] = (i < 2 ? low_ : high_).sees(j) ? scores[n][i] : -INFINITY;
+        scores[n][i] = (i < 2 ? low : high).sees(j) ? scores[n][i] : -INFINITY;
       }
   }
 
@@ -200,7 +200,7 @@ class MmaRows {
 
   const AttentionParams& p_;
   T* const queries_;
-  const RowMask low_, high_;
+  const int positions_[2];
   const float scale_;
   Fragment q_[kKeepQ ? kKeyDim / 16 : 1];
   float out_[kValues][4] = {};

@@ -133,7 +133,7 @@ class MmaDecode {
   template <int kDim>
   __device__ __forceinline__ static void copy_rows(T* to, const T* mine, int dim) {
     constexpr int kChunks = kDim / kChunk;
-#pragma unroll(kPacks&& kDim <= 128 ? 2 : 1)
+#pragma unroll 1
     for (int i = 0; i < kWarpKeys * kChunks; i += kWarpSize) {
       const int row = (i + lane()) / kChunks;
       const auto address = __shfl_sync(kFullWarp, reinterpret_cast<uintptr_t>(mine), row);
