@@ -310,8 +310,8 @@ def norm_average_project(
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, residual: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias + residual, summed in float32 (float64 for float64).
 
-    Where the kernels' own product is used (docs/cpu_linear.md says where), a row of the result depends on no other row:
-    the same bits alone and in any batch.
+    Where the kernels' own product is used (docs/cpu_linear.md and docs/cuda_linear.md say where), a row of the result
+    depends on no other row: the same bits alone and in any batch.
 
     Args:
         x: [..., K], 1 to 4 dimensions.

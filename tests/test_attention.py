@@ -21,6 +21,7 @@ from kernel_cases import (
     cu_seqlens,
     dense,
     randn,
+    strided,
 )
 from tolerance import assert_close, check_against_reference
 
@@ -209,6 +210,7 @@ def test_separate_meta_keys_equal_concatenated_ones(ops, dtype):
     q, k, v = make_inputs(90, B=2, heads=(10, 2), dtype=dtype)
     meta_k, meta_v = randn(13, 2, 16, dtype=dtype, seed=7), randn(13, 2, 32, dtype=dtype, seed=8)
     out, lse = check(ops, q, k, v, dtype=dtype, window=20, meta_k=meta_k, meta_v=meta_v)
+    check(ops, q, k, v, dtype=dtype, window=20, meta_k=strided(meta_k), meta_v=strided(meta_v))
     both_k, both_v = (torch.cat([m.expand(2, -1, -1, -1), x], 1) for m, x in ((meta_k, k), (meta_v, v)))
     joined = ops.attention(q, both_k, both_v, window=20, num_meta=13, return_lse=True)
     assert torch.equal(out, joined[0]) and torch.equal(lse, joined[1])

@@ -16,6 +16,7 @@ from kernel_cases import (
     bad_input,
     dense,
     odd_rows,
+    own_products,
     randn,
 )
 from tolerance import assert_close, check_against_reference, to_float64
@@ -83,6 +84,64 @@ def test_gated_matches_reference(ops, layout, dtype):
 @pytest.mark.parametrize("rows,outputs", [(1, 8), (31, 64), (32, 64), (33, 64), (85, 3), (64, 4), (257, 1)])
 def test_epilogue_sizes_around_blocks(ops, rows, outputs, name, dtype):
     check(name, *make_arguments(name, rows, 9, outputs=outputs, dtype=dtype), dtype, ops)
+
+
+# csrc/cuda/linear_few_rows.cuh: up to 16 rows in 16-bit types are the kernels' own product; 8 to 32 outputs a block, k in
+# packs of 8 or 4, 32 or 16 of them a round for each of 8 warps. Other K are the library's.
+SHORT_TYPES = [pytest.param(torch.bfloat16, id="bf16"), pytest.param(torch.float16, id="fp16")]
+
+
+def skip_if_the_cpus_library_decides(ops):
+    """Its products are rounded before the gate, by which a few values may be further off than the plain form's are by
+    luck (tests/test_fuzz.py)."""
+    if ops is F and not own_products(torch.bfloat16):
+        pytest.skip("the CPU's library product, judged on more values in other tests")
+
+
+@pytest.mark.parametrize("dtype", SHORT_TYPES)
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("rows", range(1, 18))
+def test_few_rows(ops, rows, name, dtype):
+    skip_if_the_cpus_library_decides(ops)
+    for inner, outputs in ((40, 24), (100, 70)):
+        check(name, *make_arguments(name, rows, inner, outputs=outputs, dtype=dtype), dtype, ops)
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("outputs", [1, 7, 8, 9, 31, 33, 1030, 4100], ids=lambda n: f"O{n}")
+@pytest.mark.parametrize("inner", [4, 8, 12, 36, 128, 252, 256, 264, 515, 520], ids=lambda n: f"K{n}")
+def test_few_rows_around_packs_and_tiles(ops, inner, outputs, name):
+    skip_if_the_cpus_library_decides(ops)
+    if outputs > 1000 and inner > 40:
+        pytest.skip("so many outputs need no more than a few k")
+    for rows in (2, 16):
+        check(name, *make_arguments(name, rows, inner, outputs=outputs, dtype=torch.bfloat16), torch.bfloat16, ops)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("bias,residual", EXTRAS)
+def test_few_rows_with_extras(ops, bias, residual, layout):
+    for shape in ((3, 64), (2, 1, 4, 100)):
+        x, weight, extras = make_inputs(
+            *shape, outputs=41, bias=bias, residual=residual, dtype=torch.bfloat16, layout=layout
+        )
+        check("linear", (x, weight), extras, torch.bfloat16, ops)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_a_few_rows_do_not_see_each_other(ops, name):
+    """To the bit where the product is ours, whatever else is in the batch."""
+    args, kwargs = make_arguments(name, 16, 264, outputs=1100, dtype=torch.bfloat16)
+    x, *rest = args
+    together = getattr(ops, name)(x, *rest, **kwargs)
+    alone = getattr(ops, name)(x[5:6], *rest, **{n: r[5:6] for n, r in kwargs.items()})
+    spoilt = x.clone()
+    spoilt[4], spoilt[6:] = float("nan"), float("inf")
+    beside = getattr(ops, name)(spoilt, *rest, **kwargs)
+    ours = ops is not F or own_products(torch.bfloat16)
+    for out in (alone[0], beside[5]):
+        assert torch.equal(out, together[5]) if ours else torch.allclose(out.float(), together[5].float(), rtol=0.05)
+    assert beside[4].isnan().all()
 
 
 @pytest.mark.parametrize("name", OPS)

@@ -1,10 +1,13 @@
-// What linear and gated_linear do behind the library's product: out = silu(gate) * out + residual, in place.
+// linear and gated_linear on the GPU: a product of our own for few rows in 16-bit types
+// (linear_few_rows.cuh), and what is done behind the library's for all others: out = silu(gate) * out +
+// residual, in place.
 //
-// Bound by bytes: 3 x 2 of an element in bf16. The product's own result costs two of those passes, which a
-// product of our own with this epilogue would save.
+// The latter is bound by bytes: 3 x 2 of an element in bf16. The product's own result costs two of those
+// passes.
 #include "ops/linear.h"
 
 #include "cuda/activations.cuh"
+#include "cuda/linear_few_rows.cuh"
 #include "cuda/packs.cuh"
 #include "cuda/primitives/memory.cuh"
 
@@ -49,7 +52,50 @@ int launch_chunks(const LinearEpilogueParams& p, void* stream) {
                : launch_kernel(linear_epilogue_kernel<T, 1>, shape, stream, p);
 }
 
+// ---- Few rows ----
+
+template <class T, int kPack>
+bool reads_packs(const LinearParams& p) {
+  const auto aligned = [](const WeightView& weight) {
+    return packs_aligned<kPack>(static_cast<const T*>(weight.data), weight.stride);
+  };
+  return p.inner % kPack == 0 && rows_in_packs<T, kPack>(p.x) && aligned(p.weight) && aligned(p.gate_weight);
+}
+
+// As many outputs a block as leave one for every SM: x is read once a block.
+constexpr int64_t kEnoughBlocks = 128;
+
+template <class T, int kPack, int kTiles>
+int launch_few_rows(const LinearParams& p, void* stream) {
+  const int64_t blocks = divide_up(p.outputs, kTiles * kTileOutputs);
+  if constexpr (kTiles > 1) {
+    if (blocks < kEnoughBlocks || p.rows < 4 * kTiles)
+      return launch_few_rows<T, kPack, kTiles / 2>(p, stream);
+  }
+  const auto kernel = p.gate_weight.data == nullptr ? few_rows_kernel<T, kPack, kTiles, 1>
+                                                    : few_rows_kernel<T, kPack, kTiles, 2>;
+  return launch_kernel(kernel, {static_cast<unsigned>(blocks), kFewRowsThreads}, stream, p);
+}
+
 }  // namespace
+
+bool runs_linear(const LinearParams& p) {
+  return p.rows <= kFewRows && p.inner <= INT32_MAX && with_dtype(p.dtype, [&](auto t) {
+           using T = decltype(t);
+           return sizeof(T) == 2 && reads_packs<T, 4>(p);
+         });
+}
+
+int linear(const LinearParams& p, void* stream) {
+  return with_dtype(p.dtype, [&](auto t) -> int {
+    using T = decltype(t);
+    if constexpr (sizeof(T) == 2) {
+      return reads_packs<T, 8>(p) ? launch_few_rows<T, 8, 4>(p, stream) : launch_few_rows<T, 4, 4>(p, stream);
+    } else {
+      return cudaErrorInvalidValue;  // runs_linear says so first
+    }
+  });
+}
 
 int linear_epilogue(const LinearEpilogueParams& p, void* stream) {
   return with_dtype(p.dtype, [&](auto t) { return launch_chunks<decltype(t)>(p, stream); });

@@ -40,8 +40,14 @@ static LinearParams linear_params(const Tensor& x, const Tensor& weight, const T
   };
 }
 
-static bool by_library(const Tensor& x) {
-  return !x.is_cpu() || cpu::library_products(dtype_of(x));
+// Whether the kernels' own product takes it; else the library's does.
+static bool runs_own(const Tensor& x, const LinearParams& params) {
+  if (x.is_cpu()) return !cpu::library_products(params.dtype);
+#ifdef HYMBA_WITH_CUDA
+  return cuda::runs_linear(params);
+#else
+  return false;
+#endif
 }
 
 // out = x weight^T + bias by torch's library, over the rows of x.
@@ -78,15 +84,15 @@ Tensor checked_linear(const Check& check, const Tensor& x, const Tensor& weight,
                "have the result's shape " + shape_text(out), shape_text(*residual));
   }
   if (out.numel() == 0) return out;
-  if (by_library(x)) {
-    library_linear(out, x, weight, bias);
-    if (residual) library_epilogue(out, {}, residual);
-    return out;
-  }
   LinearParams params = linear_params(x, weight, out);
   params.bias = data_or_null(bias);
   if (residual) params.residual = row_view(*residual);
-  cpu::linear(params);
+  if (runs_own(x, params)) {
+    launch(x, params, cpu::linear, HYMBA_CUDA(cuda::linear));
+  } else {
+    library_linear(out, x, weight, bias);
+    if (residual) library_epilogue(out, {}, residual);
+  }
   return out;
 }
 
@@ -100,16 +106,16 @@ Tensor gated_linear(const Tensor& x, const Tensor& gate_weight, const Tensor& we
   const Tensor out = new_output(check, x, weight);
   check_weight(check, "gate_weight", gate_weight, x, weight.size(0));
   if (out.numel() == 0) return out;
-  if (by_library(x)) {
+  LinearParams params = linear_params(x, weight, out);
+  params.gate_weight = {gate_weight.const_data_ptr(), gate_weight.stride(0)};
+  if (runs_own(x, params)) {
+    launch(x, params, cpu::linear, HYMBA_CUDA(cuda::linear));
+  } else {
     const Tensor gate = torch::stable::empty_like(out);
     library_linear(gate, x, gate_weight, {});
     library_linear(out, x, weight, {});
     library_epilogue(out, gate, {});
-    return out;
   }
-  LinearParams params = linear_params(x, weight, out);
-  params.gate_weight = {gate_weight.const_data_ptr(), gate_weight.stride(0)};
-  cpu::linear(params);
   return out;
 }
 

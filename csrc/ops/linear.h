@@ -38,7 +38,11 @@ struct LinearEpilogueParams {
 };
 
 namespace cuda {
-// Launches on `stream` (a cudaStream_t) of the current device; returns a cudaError_t.
+// Whether `linear` takes it: few rows in a 16-bit type, in rows of at least 8-byte alignment. The rest is the
+// library's.
+bool runs_linear(const LinearParams& params);
+// Both launch on `stream` (a cudaStream_t) of the current device; return a cudaError_t.
+int linear(const LinearParams& params, void* stream);
 int linear_epilogue(const LinearEpilogueParams& params, void* stream);
 }  // namespace cuda
 

@@ -32,7 +32,7 @@ class EmulatedOps:
     CHANGES = {
         "causal_conv1d_update": {"state"},
         "decode_attention": {"k_cache", "v_cache"},
-        "linear": {"out"},
+        "linear_epilogue": {"out"},
         "selective_state_update": {"state"},
     }
 
@@ -57,11 +57,16 @@ class EmulatedOps:
         return out
 
     def gated_linear(self, x, gate_weight, weight):
+        own = self._own_product(x, weight, gate_weight, None, None)
+        if own is not None:
+            return own
         gate, out = (torch.nn.functional.linear(x, w) for w in (gate_weight, weight))
         return self._linear_epilogue(out, gate, None)
 
     def linear(self, x, weight, bias=None, *, residual=None):
-        """Without a residual the library's product is all."""
+        own = self._own_product(x, weight, None, bias, residual)
+        if own is not None:
+            return own
         out = torch.nn.functional.linear(x, weight, bias)
         return out if residual is None else self._linear_epilogue(out, None, residual)
 
@@ -97,10 +102,17 @@ class EmulatedOps:
         (out,) = self._run("selective_state_update", args, kwargs)
         return out
 
+    def _own_product(self, x, weight, gate_weight, bias, residual):
+        """None where a GPU takes the library's product, or there is nothing to do."""
+        if x.numel() == 0 or weight.numel() == 0:
+            return None
+        values = {"x": x, "weight": weight, "gate_weight": gate_weight, "bias": bias, "residual": residual}
+        return self._launch("linear", values)[0]
+
     def _linear_epilogue(self, out, gate, residual):
         """The product is the library's on a GPU, torch's here; behind it comes the emulated kernel."""
         if out.numel() > 0:  # as the op
-            self._launch("linear", {"out": out, "gate": gate, "residual": residual})
+            self._launch("linear_epilogue", {"out": out, "gate": gate, "residual": residual})
         return out
 
     def _run(self, op: str, args: tuple, kwargs: dict, **replace) -> list[torch.Tensor | None]:
