@@ -158,12 +158,15 @@ class HybridMixer(nn.Module):
 
     def norm_and_rotate(self, norm: str, x: Tensor, positions: Tensor) -> Tensor:
         """Slice q or k of in_proj's output to [B, T, heads, head_dim], with the config's norm and RoPE."""
-        heads = x.unflatten(-1, (-1, self.config.head_dim))
-        if self.config.kq_norm != "none":
-            heads = getattr(self.self_attn, norm)(heads)
+        heads = self.normed_heads(norm, x)
         if self.inv_freq is None:
             return heads
         return functional.rotary(heads, positions, self.inv_freq.to(heads.device))
+
+    def normed_heads(self, norm: str, x: Tensor) -> Tensor:
+        """Slice q or k of in_proj's output to [B, T, heads, head_dim], with the config's norm."""
+        heads = x.unflatten(-1, (-1, self.config.head_dim))
+        return heads if self.config.kq_norm == "none" else cast(Tensor, getattr(self.self_attn, norm)(heads))
 
     def decay_rates(self) -> Tensor:
         """A [C, N] of the scan, float32 or float64."""
@@ -182,7 +185,6 @@ class HybridMixer(nn.Module):
 
         A: `decay_rates()`, which several calls share while the parameters stay as they are.
         """
-        config = self.config
         conv_state, ssm_state = (None, None) if initial_state is None else initial_state
         u, conv_state = functional.causal_conv1d(
             x,
@@ -192,25 +194,30 @@ class HybridMixer(nn.Module):
             return_final_state=True,
             cu_seqlens=cu_seqlens,
         )
-        sizes = [config.dt_rank, config.mamba_d_state, config.mamba_d_state]
-        dt, B, C = self.x_proj[0](u).split(sizes, dim=-1)
-        if config.mamba_inner_layernorms:
-            dt, B, C = self.dt_layernorm(dt), self.B_layernorm(B), self.C_layernorm(C)
-        dt_proj = cast(nn.Linear, self.dt_proj[0])
+        dt, B, C = self.scan_inputs(u)
         y, ssm_state = functional.selective_scan(
             u,
-            project(dt, dt_proj.weight),
+            dt,
             A,
             B,
             C,
             self.D[0],
             z,
-            dt_bias=dt_proj.bias,
+            dt_bias=cast(nn.Linear, self.dt_proj[0]).bias,
             initial_state=ssm_state,
             return_final_state=True,
             cu_seqlens=cu_seqlens,
         )
         return y, (conv_state, ssm_state)
+
+    def scan_inputs(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The convolution's output u [B, T, inner_size] to dt [B, T, inner_size] before bias and softplus, B and C."""
+        config = self.config
+        sizes = [config.dt_rank, config.mamba_d_state, config.mamba_d_state]
+        dt, B, C = self.x_proj[0](u).split(sizes, dim=-1)
+        if config.mamba_inner_layernorms:
+            dt, B, C = self.dt_layernorm(dt), self.B_layernorm(B), self.C_layernorm(C)
+        return project(dt, cast(nn.Linear, self.dt_proj[0]).weight), B, C
 
     def join(self, attn: Tensor, ssm: Tensor, residual: Tensor | None = None) -> Tensor:
         """The branches' outputs [B, T, inner_size] to the mixer's [B, T, hidden_size], plus `residual`."""

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hymba_ops import HymbaConfig, HymbaForCausalLM, HymbaLayer, _inputs
+from hymba_ops.decoding import LayerCache, layer_step
 
 from fake_cuda import fake_cuda
 from kernel_cases import DEVICE, cu_seqlens
@@ -64,6 +65,23 @@ class Reads(TorchDispatchMode):
         if func._opname in self.WAITING:
             self.ops.append(func._opname)
         return func(*args, **(kwargs or {}))
+
+
+@needs_no_gpu
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_decode_step_does_not_wait_either(monkeypatch, n):
+    with fake_cuda(monkeypatch):
+        model = HymbaForCausalLM(HymbaConfig(**SMALL)).model
+        hidden, lengths = torch.empty(3, n, 48), torch.empty(4, dtype=torch.int32)
+        slots, table = torch.empty(3, dtype=torch.int32), torch.empty(4, 6, dtype=torch.int32)
+        caches = [LayerCache.empty(layer.mamba, 4, step_tokens=n, pages=24, page=8) for layer in model.layers]
+        for i, layer in enumerate(model.layers):
+            producer = model.config.producer(i)
+            hidden = layer_step(
+                layer, hidden, caches[i], lengths, slots=slots, block_table=table,
+                producer=caches[producer] if producer != i else None,
+            )  # fmt: skip
+        assert hidden.shape == (3, n, 48) and hidden.device.type == "cuda"
 
 
 @needs_no_gpu
@@ -127,7 +145,8 @@ def test_what_a_layer_of_the_large_model_allocates(monkeypatch):
     small = 4 * tokens + 2 * 3 * channels + 4 * states * channels  # positions, final states
     decay_rates = 4 * states * channels  # float32, exp, minus: one after the other
     assert allocations.total == 2 * tokens * sum([normed, in_proj, *ssm, *attention, *rest]) + small + 3 * decay_rates
-    assert allocations.peak == 2 * tokens * (normed + in_proj + sum(ssm) - x_proj) + small + decay_rates
+    scan = [channels, channels, 2 * states, channels]  # u, dt, B and C, y
+    assert allocations.peak == 2 * tokens * (normed + in_proj + sum(scan)) + small + decay_rates
 
 
 # ---- On a GPU ----

@@ -81,7 +81,7 @@ def test_every_step_passes(machine):
     files = " tests/test_rotary.py tests/test_scan.py tests/test_value_checks.py"
     (tests,) = (call for call in calls if "junitxml" in call)
     assert tests.startswith("cuda: ") and tests.endswith(files) and "test_rows" not in tests
-    (layer,) = (call for call in calls if call.endswith("tests/test_golden.py tests/test_cuda_layer.py"))
+    (layer,) = (call for call in calls if call.endswith("tests/test_cuda_layer.py tests/test_decoding.py"))
     assert layer.startswith("cuda: ")
     sanitized = [call for call in calls if call.startswith("sanitizer: ")]
     assert [call.split()[2] for call in sanitized] == SANITIZERS

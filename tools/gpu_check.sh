@@ -25,7 +25,8 @@ for source in csrc/cuda/*.cu; do
   cuda_tests+=("tests/test_${op%_sm90}.py")
 done
 # Modules and models on top of them.
-layer_tests=(tests/test_modules.py tests/test_model.py tests/test_golden.py tests/test_cuda_layer.py)
+layer_tests=(tests/test_modules.py tests/test_model.py tests/test_golden.py tests/test_cuda_layer.py
+  tests/test_decoding.py)
 mapfile -t cuda_tests < <(printf '%s\n' "${cuda_tests[@]}" | sort -u)
 
 record() {  # step, status, seconds, detail
