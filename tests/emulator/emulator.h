@@ -6,6 +6,7 @@
 
 #include "builtins.h"
 #include "cuda_types.h"
+#include "hopper.h"
 #include "runtime.h"
 
 #define HYMBA_SHARED(Type, name)                          \

@@ -38,13 +38,22 @@ uint64_t random_state(uint64_t stream) {
   return state;
 }
 
-Fiber* take_ready() {
+Fiber* take_ready_fiber() {
   auto& ready = block->ready;
   if (ready.empty()) return nullptr;
   if (options.schedule == Schedule::random)
     std::swap(ready[next_random(block->random) % ready.size()], ready.back());
   Fiber* fiber = ready.back();
   ready.pop_back();
+  return fiber;
+}
+
+// What is asynchronous goes on when no thread can; under the random schedule at any time.
+Fiber* take_ready() {
+  if (options.schedule == Schedule::random && tensor_loads_pending() && random_choice(8) == 0)
+    complete_tensor_load();
+  Fiber* fiber = take_ready_fiber();
+  while (fiber == nullptr && complete_tensor_load()) fiber = take_ready_fiber();
   return fiber;
 }
 
@@ -107,6 +116,10 @@ void start_block(const Launch& launch, uint3 index, uint64_t number) {
   }
   begin_shared_memory(launch.shared_bytes);
   begin_block_races();
+  begin_mbarriers();
+  begin_tensor_loads();
+  begin_async_proxy();
+  begin_warpgroups();
   in_wake_order(b.threads, [&](int i) { make_ready(b.fiber[i]); });
 }
 
@@ -142,6 +155,17 @@ void make_ready(Fiber& fiber) {
   block->ready.push_back(&fiber);
 }
 
+uint64_t random_choice(uint64_t count) {
+  return next_random(block->random) % count;
+}
+
+void wake_waiting(const void* object) {
+  in_wake_order(block->threads, [&](int i) {
+    Fiber& fiber = block->fiber[i];
+    if (fiber.state == Fiber::State::waiting && fiber.wait_object == object) make_ready(fiber);
+  });
+}
+
 void suspend(const char* name, const void* object, const Site& site) {
   Fiber* self = current;
   self->state = Fiber::State::waiting;
@@ -150,16 +174,19 @@ void suspend(const char* name, const void* object, const Site& site) {
   self->wait_site = site;
   Fiber* next = take_ready();
   if (next == nullptr) end_block(deadlock());
-  resume(self, next);
+  if (next != self) resume(self, next);  // else a load has come that this thread waits for
 }
 
 void thread_main() {
   block->launch->run(block->launch->arguments);
   Fiber* self = current;
   if (has_pending_copies(*self)) fail("the thread returns while its cp.async copies are under way");
+  require_products_waited_for();
   self->state = Fiber::State::done;
   block->done++;
   block->warp[self->warp].live &= ~(1u << self->lane);
+  if (block->done == block->threads && tensor_loads_pending())
+    fail("the last thread returns while TMA loads are under way");
   Fiber* next = take_ready();
   if (next == nullptr && block->done < block->threads) end_block(deadlock());
   resume(self, next, true);

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "hopper.h"
 #include "runtime.h"
 
 namespace hymba::emulator {
@@ -116,6 +117,8 @@ void resume(Fiber* from, Fiber* to, bool from_ends = false);  // null: the launc
 // engine.cpp
 void make_ready(Fiber& fiber);
 void suspend(const char* name, const void* object, const Site& site);
+void wake_waiting(const void* object);   // all who are suspended for it
+uint64_t random_choice(uint64_t count);  // of the random schedule
 // Visits 0 .. count - 1 so that what is made ready on the way runs in the schedule's order.
 template <class Visit>
 void in_wake_order(int count, Visit visit) {
@@ -129,9 +132,30 @@ void in_wake_order(int count, Visit visit) {
 // shared_memory.cpp
 void begin_shared_memory(size_t dynamic_bytes);
 std::string broken_red_zone();  // what was written into one, or ""
+char* swizzled(char* p);        // where TMA and wgmma have the 16 bytes that lie at p in 128-byte rows
 
 // async_copy.cpp
 bool has_pending_copies(const Fiber& fiber);
+
+// mbarrier.cpp
+void begin_mbarriers();
+void require_visible_to_tma(const uint64_t* barrier);
+void mbarrier_complete_bytes(const uint64_t* barrier, size_t bytes, const Clock& issued);
+
+// tma.cpp
+void begin_tensor_loads();
+bool tensor_loads_pending();
+bool complete_tensor_load();  // one of those under way, if there are any
+
+// async_proxy.cpp
+void begin_async_proxy();
+void note_generic_write(const void* p, size_t bytes);  // to shared memory
+void note_async_write(const void* p, size_t bytes);
+void require_async_proxy(const void* p, size_t bytes, const char* what);
+
+// wgmma.cpp
+void begin_warpgroups();
+void require_products_waited_for();
 
 // races.cpp
 void begin_launch_races();
@@ -139,7 +163,10 @@ void begin_block_races();
 void warp_synchronised(int warp);  // the lanes of a warp with each other
 void arrive(Clock& barrier, int warp);
 void leave(const Clock& barrier, int warp);
-enum class Access { read, write, atomic };
+void join(Clock& to, const Clock& from);
+// Whether an access of this block happened before what the running thread does now.
+bool happened_before(int thread, uint32_t epoch);
+enum class Access { read, write, atomic, async_write };
 void check_races(const void* p, size_t bytes, Access access, void* pc);
 
 // report.cpp

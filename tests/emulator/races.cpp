@@ -47,12 +47,8 @@ Cells shared_cells;
 uint32_t last_generation = 0;
 uint32_t launch_generation = 0;  // that of the last block of the launches before
 
-// Whether an access of this block happened before what the running thread does now.
 bool happened_before(const Past& past) {
-  const Fiber& self = *current;
-  if (past.thread == self.number) return true;
-  const int warp = past.thread / kWarp;
-  return past.epoch < (warp == self.warp ? block->epoch[warp] : block->clock[self.warp].of[warp]);
+  return emulator::happened_before(past.thread, past.epoch);
 }
 
 struct Checker {
@@ -138,6 +134,13 @@ void refuse_red_zone(const char* p, size_t bytes) {
 
 }  // namespace
 
+bool happened_before(int thread, uint32_t epoch) {
+  const Fiber& self = *current;
+  if (thread == self.number) return true;
+  const int warp = thread / kWarp;
+  return epoch < (warp == self.warp ? block->epoch[warp] : block->clock[self.warp].of[warp]);
+}
+
 void begin_launch_races() {
   launch_generation = last_generation;
   if (options.races && !shared_cells) shared_cells = allocate_cells(kArenaBytes);
@@ -154,13 +157,16 @@ void warp_synchronised(int warp) {
 }
 
 void arrive(Clock& barrier, int warp) {
-  for (int w = 0; w < kMaxWarps; ++w) barrier.of[w] = std::max(barrier.of[w], block->clock[warp].of[w]);
+  join(barrier, block->clock[warp]);
   barrier.of[warp] = ++block->epoch[warp];
 }
 
 void leave(const Clock& barrier, int warp) {
-  for (int w = 0; w < kMaxWarps; ++w)
-    block->clock[warp].of[w] = std::max(block->clock[warp].of[w], barrier.of[w]);
+  join(block->clock[warp], barrier);
+}
+
+void join(Clock& to, const Clock& from) {
+  for (int w = 0; w < kMaxWarps; ++w) to.of[w] = std::max(to.of[w], from.of[w]);
 }
 
 void check_races(const void* p, size_t bytes, Access access, void* pc) {
@@ -175,6 +181,7 @@ void check_races(const void* p, size_t bytes, Access access, void* pc) {
       {block->generation, block->epoch[self.warp], static_cast<uint32_t>(reinterpret_cast<uintptr_t>(pc)),
        static_cast<uint16_t>(self.number), access == Access::atomic}};
   const bool writes = access != Access::read;
+  if (!global && writes) (access == Access::async_write ? note_async_write : note_generic_write)(p, bytes);
   for (size_t i = 0; i < bytes; ++i) {
     checker.check(cells[i], static_cast<const char*>(p) + i, writes);
     checker.record(cells[i], writes);

@@ -75,6 +75,15 @@ bool is_shared(const void* p) {
   return static_cast<size_t>(static_cast<const char*>(p) - block->arena) < kArenaBytes;
 }
 
+uint32_t shared_offset(const void* p) {
+  return static_cast<uint32_t>(static_cast<const char*>(p) - block->arena);
+}
+
+char* swizzled(char* p) {
+  const uint32_t offset = shared_offset(p);
+  return block->arena + (offset ^ (offset >> 7 & 7) << 4);
+}
+
 void red_zone(void* begin, size_t bytes) {
   const size_t offset = static_cast<size_t>(static_cast<char*>(begin) - block->arena);
   for (const RedZone& zone : block->red_zones)

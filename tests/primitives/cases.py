@@ -25,6 +25,7 @@ class Case:
     expected: Callable[[np.ndarray], np.ndarray]
     tolerance: float = 0.0
     relative: bool = True
+    sm90: bool = False  # a probe of probes_sm90.cu
 
 
 def _whole_blocks(values: np.ndarray) -> np.ndarray:
@@ -134,6 +135,57 @@ def _unless_even(x: np.ndarray) -> np.ndarray:
     return np.where(x[:, :1] % 2 == 1, x, np.uint8(0))
 
 
+def _box(shape: tuple[int, ...], axes: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray]:
+    """Rows [items, 64] of each block's box, swizzled: of a tensor of rows that lie as `shape`, dimensions in `axes`' order.
+
+    The dimensions are then (..., y, x); the box has 4 of x, from 4 times the block's number on, and begins at y = -1.
+    """
+
+    def expected(rows: np.ndarray) -> np.ndarray:
+        tensor = rows.reshape(*shape, 64).transpose(*axes, len(shape))
+        tensor = np.concatenate([np.zeros_like(tensor[..., :1, :, :]), tensor[..., :-1, :, :]], axis=-3)
+        out = []
+        for block in range(len(rows) // 128):
+            box = tensor[..., 4 * block : 4 * block + 4, :].reshape(128, 8, 8)
+            row, chunk = np.arange(128)[:, None], np.arange(8)
+            out.append(box[row, chunk ^ row % 8].reshape(128, 64))
+        return np.concatenate(out)
+
+    return expected
+
+
+def _warpgroup_product(
+    columns: int, registers: bool, widen: Callable[[np.ndarray], np.ndarray]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Sums [items, columns / 2] of items [items, 128], a row of a and one of b's tile (probes_sm90.cu)."""
+
+    def expected(x: np.ndarray) -> np.ndarray:
+        out = np.empty((len(x), columns // 2), np.float32)
+        t, i = np.arange(128)[:, None], np.arange(columns // 2)
+        row, column = t // 32 * 16 + t % 32 // 4 + i // 2 % 2 * 8, i // 4 * 8 + t % 4 * 2 + i % 2
+        for block in range(0, len(x), 128):
+            items = widen(x[block : block + 128]).astype(np.float64)
+            a, tile = items[:64, :64], items[:, 64:]
+            b = np.concatenate([tile[:64], tile[64:]], axis=1) if registers else tile.T
+            out[block : block + 128] = (a @ b[:, :columns] + 1)[row, column]
+        return out
+
+    return expected
+
+
+def _handed_over(x: np.ndarray) -> np.ndarray:
+    return x.reshape(-1, 32)[:, ::-1].reshape(-1)
+
+
+def _stored_matrices(x: np.ndarray) -> np.ndarray:
+    """Rows [items, 4] of fragments: the way back of `_matrices`."""
+    out = np.empty_like(x)
+    for lane in range(32):
+        for i in range(4):
+            out[i * 8 + lane // 4 :: 32, lane % 4] = x[lane::32, i]
+    return out
+
+
 def _all_16_bits() -> np.ndarray:
     """Every bit pattern but NaNs, whose payloads are nobody's promise."""
     bits = np.arange(2**16, dtype=np.uint16)
@@ -146,6 +198,8 @@ def _bytes(count: int) -> np.ndarray:
 
 ROUNDED = _floats((-2, 2), (-1e-6, 1e-6), (-7e4, 7e4), (-3.4e38, 3.4e38))
 FRAGMENTS = np.random.default_rng(2).normal(size=(4 * BLOCK, 6)).astype(np.float32)
+ROWS = np.arange(2 * 128 * 64, dtype=np.uint16).reshape(-1, 64)
+TILES = np.random.default_rng(4).normal(size=(128, 128)).astype(np.float32)
 HALVES = np.random.default_rng(3).normal(size=(4 * BLOCK, 12)).astype(np.float32)
 SUMMED = np.random.default_rng(1).normal(size=4 * BLOCK).astype(np.float32)
 
@@ -184,6 +238,21 @@ CASES = {
         name: Case(np.arange(4 * BLOCK * 8, dtype=np.uint16).reshape(-1, 8), _matrices(transposed))
         for name, transposed in (("load_matrices", False), ("load_matrices_transposed", True))
     },
+    "load_box_4d": Case(ROWS, _box((4, 8, 8), (0, 1, 2)), sm90=True),
+    "load_box_5d": Case(ROWS, _box((2, 2, 8, 8), (1, 0, 2, 3)), sm90=True),
+    **{
+        f"wgmma_{'registers_' * registers}{columns}_{kind}": Case(
+            narrow(TILES), _warpgroup_product(columns, registers, widen), 8e-6, relative=False, sm90=True
+        )
+        for kind, narrow, widen, shapes in (
+            ("bf16", _to_bf16, _from_bf16, ((64, False), (80, False), (128, False), (64, True), (128, True))),
+            ("f16", _to_f16, lambda x: x.view(np.float16).astype(np.float32), ((80, False), (128, True))),
+        )
+        for columns, registers in shapes
+    },
+    "mbarriers": Case(SUMMED, _handed_over, sm90=True),
+    "store_matrices": Case(np.arange(4 * 128, dtype=np.uint32).reshape(-1, 4), _stored_matrices, sm90=True),
+    "set_registers": Case(np.arange(512, dtype=np.float32), np.copy, sm90=True),
 }
 
 

@@ -25,7 +25,7 @@ int launch(const void* in, void* out, int items, void* stream) {
 
 template <class P>
 Probe make(const char* name) {
-  return {name, sizeof(typename P::In), sizeof(typename P::Out), launch<P>};
+  return {name, sizeof(typename P::In), sizeof(typename P::Out), kBlock, launch<P>};
 }
 
 // An item in, a value out.

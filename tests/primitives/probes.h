@@ -8,15 +8,17 @@
 
 namespace hymba::probes {
 
-// Items are dealt to blocks of this many threads, one each; their number is a multiple of it.
-constexpr int kBlock = 64;
+// Items are dealt to blocks of one thread each; their number is a multiple of the block's.
+constexpr int kBlock = 64, kWarpgroupBlock = 128;
 
 struct Probe {
   std::string name;
   size_t in_bytes, out_bytes;  // of an item
+  int block;                   // threads
   int (*launch)(const void* in, void* out, int items, void* stream);
 };
 
 std::vector<Probe> all_probes();
+std::vector<Probe> sm90_probes();  // those for compute capability 9.0a only
 
 }  // namespace hymba::probes

@@ -75,15 +75,15 @@ struct LoadMatricesLane {
   void* out;  // 4 x 2 elements of 16 bits
 };
 
-// Rows in the same banks would be read one after the other.
-inline void refuse_bank_conflicts(void* const* arguments) {
+// Rows in the same banks would be accessed one after the other.
+inline void refuse_bank_conflicts(void* const* arguments, const char* name) {
   for (int matrix = 0; matrix < 4; ++matrix) {
     int used[8] = {};  // lane + 1
     for (int lane = matrix * 8; lane < matrix * 8 + 8; ++lane) {
       const auto* row = static_cast<const LoadMatricesLane*>(arguments[lane])->row;
       int& before = used[reinterpret_cast<uintptr_t>(row) / 16 % 8];
       if (before != 0)
-        emulator::fail("load_matrices: bank conflict of the rows of lanes %d and %d", before - 1, lane);
+        emulator::fail("%s: bank conflict of the rows of lanes %d and %d", name, before - 1, lane);
       before = lane + 1;
     }
   }
@@ -91,7 +91,7 @@ inline void refuse_bank_conflicts(void* const* arguments) {
 
 template <bool kTransposed>
 void load_matrices_lanes(void* const* arguments, uint32_t) {
-  refuse_bank_conflicts(arguments);
+  refuse_bank_conflicts(arguments, "load_matrices");
   for (int lane = 0; lane < kWarpSize; ++lane) {
     auto* out = static_cast<uint16_t*>(static_cast<const LoadMatricesLane*>(arguments[lane])->out);
     for (int i = 0; i < 8; ++i) {
@@ -99,6 +99,18 @@ void load_matrices_lanes(void* const* arguments, uint32_t) {
       const int column = kTransposed ? lane / 4 : lane % 4 * 2 + i % 2;
       const auto* from = static_cast<const LoadMatricesLane*>(arguments[i / 2 * 8 + row])->row;
       memcpy(out + i, from + column * 2, 2);
+    }
+  }
+}
+
+inline void store_matrices_lanes(void* const* arguments, uint32_t) {
+  refuse_bank_conflicts(arguments, "store_matrices");
+  for (int lane = 0; lane < kWarpSize; ++lane) {
+    const auto* from =
+        static_cast<const uint16_t*>(static_cast<const LoadMatricesLane*>(arguments[lane])->out);
+    for (int i = 0; i < 8; ++i) {
+      const auto* row = static_cast<const LoadMatricesLane*>(arguments[i / 2 * 8 + lane / 4])->row;
+      memcpy(const_cast<unsigned char*>(row) + (lane % 4 * 2 + i % 2) * 2, from + i, 2);
     }
   }
 }
@@ -177,6 +189,24 @@ __device__ __forceinline__ void load_matrices(uint32_t (&out)[4], const T* row H
   emulator::check_read(row, 16, "load_matrices");
   detail::LoadMatricesLane mine{reinterpret_cast<const unsigned char*>(row), out};
   emulator::collective(kFullWarp, detail::load_matrices_lanes<kTransposed>, &mine, "ldmatrix" HYMBA_AT);
+#endif
+}
+
+// The way back of load_matrices, not transposed; compute capability 9.0.
+template <class T>
+__device__ __forceinline__ void store_matrices(T* row, const uint32_t (&values)[4] HYMBA_SITE) {
+  static_assert(sizeof(T) == 2);
+#ifdef __CUDACC__
+  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(values[0]),
+               "r"(values[1]), "r"(values[2]), "r"(values[3])
+               : "memory");
+#else
+  if (!emulator::is_shared(row))
+    emulator::fail("store_matrices: %p is not in shared memory", static_cast<const void*>(row));
+  emulator::check_write(row, 16, "store_matrices");
+  detail::LoadMatricesLane mine{reinterpret_cast<const unsigned char*>(row), const_cast<uint32_t*>(values)};
+  emulator::collective(kFullWarp, detail::store_matrices_lanes, &mine, "stmatrix" HYMBA_AT);
 #endif
 }
 

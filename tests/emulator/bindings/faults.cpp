@@ -8,7 +8,7 @@ namespace {
 std::vector<faults::Fault> all_faults() {
   std::vector<faults::Fault> all;
   for (const auto& part : {faults::barrier_faults(), faults::warp_faults(), faults::memory_faults(),
-                           faults::race_faults(), faults::copy_faults()})
+                           faults::race_faults(), faults::copy_faults(), faults::hopper_faults()})
     all.insert(all.end(), part.begin(), part.end());
   return all;
 }

@@ -34,6 +34,7 @@ std::vector<Fault> warp_faults();
 std::vector<Fault> memory_faults();
 std::vector<Fault> race_faults();
 std::vector<Fault> copy_faults();
+std::vector<Fault> hopper_faults();
 
 inline float same(int cell) {
   return static_cast<float>(cell);
