@@ -136,7 +136,7 @@ def _unless_even(x: np.ndarray) -> np.ndarray:
 
 
 def _box(shape: tuple[int, ...], axes: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray]:
-    """Rows [items, 64] of each block's box, swizzled: of a tensor of rows that lie as `shape`, dimensions in `axes`' order.
+    """Rows [items, 64] of each block's box, swizzled: of rows that lie as `shape`, dimensions in `axes`' order.
 
     The dimensions are then (..., y, x); the box has 4 of x, from 4 times the block's number on, and begins at y = -1.
     """
