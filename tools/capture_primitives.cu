@@ -1,5 +1,5 @@
-// The C side of tools/capture_primitives.py: runs the probes of tests/primitives/probes.cu on the GPU. Host
-// memory in and out.
+// The C side of tools/capture_primitives.py: runs the probes of tests/primitives on the GPU, with
+// HYMBA_PROBES_SM90 Hopper's too. Host memory in and out.
 #include <cuda_runtime.h>
 
 #include "primitives/probes.h"
@@ -7,7 +7,13 @@
 namespace {
 
 const std::vector<hymba::probes::Probe>& probes() {
-  static const std::vector<hymba::probes::Probe> all = hymba::probes::all_probes();
+  static const std::vector<hymba::probes::Probe> all = [] {
+    auto found = hymba::probes::all_probes();
+#ifdef HYMBA_PROBES_SM90
+    for (const auto& probe : hymba::probes::sm90_probes()) found.push_back(probe);
+#endif
+    return found;
+  }();
   return all;
 }
 
