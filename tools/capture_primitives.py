@@ -3,9 +3,9 @@
 
     python tools/capture_primitives.py [tests/golden/primitives/NAME.npz]
 
-Needs nvcc, a GPU, its nvidia-smi and numpy. Hopper's own primitives are recorded at compute capability 9.0 only. Compares
-with the expectations of tests/primitives/cases.py too, and ends with status 1 where a primitive does not give what it
-should.
+Needs nvcc, a GPU, its nvidia-smi and numpy. Hopper's own primitives are recorded at compute capability 9.0 only.
+Compares with the expectations of tests/primitives/cases.py too, and ends with status 1 where a primitive does not give
+what it should.
 """
 
 from __future__ import annotations
