@@ -72,7 +72,7 @@ class LayerCache:
             slots: int64 [B], a slot of each row.
             kv: keys [B, M + T, Hkv, Dk] and values [B, M + T, Hkv, Dv]; not used in a layer that borrows them.
             state: conv state [B, K - 1, C] and SSM state [B, C, N].
-            block_table: int32 [slots, P], of global layers.
+            block_table: int32 [slots, P] in global layers, None in sliding ones.
         """
         self.conv_state[slots], self.ssm_state[slots] = state
         if self.k is None or self.v is None or self.meta_k is None or self.meta_v is None:
@@ -107,7 +107,7 @@ def layer_step(
         lengths: int32 [slots], the tokens that a slot held before this step, meta tokens not counted. Only read: the
             caller adds n once every layer has taken the step.
         slots: int32 [B], each row's slot, -1 for a row of padding, whose results mean nothing; None for row b.
-        block_table: int32 [slots, P], of a layer whose keys lie in pages.
+        block_table: int32 [slots, P], for global layers; sliding ones, whose keys lie in rings, do without.
         producer: in a layer that borrows its keys, the cache of the layer that made them, which took this step before.
 
     Returns:
@@ -162,7 +162,7 @@ def _attention(
         meta_v=keys.meta_v,
         window=mixer.window,
         scale=config.attention_scale,
-        inv_freq=mixer.inv_freq,
+        inv_freq=None if mixer.inv_freq is None else mixer.inv_freq.to(q.device),
     ).flatten(-2)
 
 

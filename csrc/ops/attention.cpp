@@ -3,16 +3,10 @@
 #include <cmath>
 
 #include "core/launch.h"
+#include "ops/heads_view.h"
 #include "ops/ops.h"
 
 namespace hymba {
-
-static HeadsView heads_view(const Tensor& t) {
-  return {t.data_ptr(), t.stride(0), t.stride(1), t.stride(2)};
-}
-static HeadsView meta_view(const OptionalTensor& t) {
-  return t ? HeadsView{t->data_ptr(), 0, t->stride(0), t->stride(1)} : HeadsView{};
-}
 
 static void check_heads(const Check& check, const Tensor& q, const Tensor& k, const Tensor& v) {
   check.floating("q", q);

@@ -4,19 +4,10 @@
 #include <vector>
 
 #include "core/launch.h"
+#include "ops/heads_view.h"
 #include "ops/ops.h"
 
 namespace hymba {
-
-static HeadsView heads_view(const Tensor& t) {
-  return {t.data_ptr(), t.stride(0), t.stride(1), t.stride(2)};
-}
-static HeadsView heads_view(const OptionalTensor& t) {
-  return t ? heads_view(*t) : HeadsView{};
-}
-static HeadsView meta_view(const OptionalTensor& t) {
-  return t ? HeadsView{t->data_ptr(), 0, t->stride(0), t->stride(1)} : HeadsView{};
-}
 
 static void check_queries(const Check& check, const Tensor& q) {
   check.floating("q", q);
