@@ -34,9 +34,22 @@ struct LaunchShape {
   dim3 grid;
   dim3 block;
   size_t shared_bytes = 0;  // dynamic
+  bool overlaps = false;    // starts while the kernel before it ends (cuda/primitives/grid.cuh)
 };
 
 constexpr size_t kSharedWithoutAsking = 48 * 1024;
+
+#ifdef __CUDACC__
+namespace detail {
+// Compute capability 9.0 on. False where the device cannot be asked: the launch then says why.
+inline bool device_can_overlap() {
+  int device = 0, major = 0;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+         major >= 9;
+}
+}  // namespace detail
+#endif
 
 template <class... Parameters>
 int launch_kernel(void (*kernel)(Parameters...), const LaunchShape& shape, [[maybe_unused]] void* stream,
@@ -47,10 +60,19 @@ int launch_kernel(void (*kernel)(Parameters...), const LaunchShape& shape, [[may
                                                    static_cast<int>(shape.shared_bytes));
     if (error != cudaSuccess) return error;
   }
-  kernel<<<shape.grid, shape.block, shape.shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
-  return cudaGetLastError();
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = shape.grid;
+  config.blockDim = shape.block;
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &overlap;
+  config.numAttrs = shape.overlaps && detail::device_can_overlap() ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
 #else
-  emulator::run_kernel(kernel, shape.grid, shape.block, shape.shared_bytes, arguments...);
+  emulator::run_kernel(kernel, shape.grid, shape.block, shape.shared_bytes, shape.overlaps, arguments...);
   return cudaSuccess;
 #endif
 }

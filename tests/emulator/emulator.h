@@ -20,14 +20,14 @@
 namespace hymba::emulator {
 
 template <class... Parameters>
-void run_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+void run_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, bool overlaps,
                 std::type_identity_t<Parameters>... arguments) {
   struct Call {
     void (*kernel)(Parameters...);
     std::tuple<Parameters...> arguments;
   };
   const Call call{kernel, {arguments...}};
-  run_grid({grid, block, shared_bytes, reinterpret_cast<const void*>(kernel),
+  run_grid({grid, block, shared_bytes, overlaps, reinterpret_cast<const void*>(kernel),
             [](const void* p) {
               const Call& call = *static_cast<const Call*>(p);
               std::apply(call.kernel, call.arguments);

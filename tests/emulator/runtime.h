@@ -34,6 +34,7 @@ struct Launch {
   dim3 grid;
   dim3 block;
   size_t shared_bytes;
+  bool overlaps;                       // starts while the kernel before it ends
   const void* kernel;                  // its address, from which a failure's message gets its name
   void (*run)(const void* arguments);  // one thread of it
   const void* arguments;
@@ -66,6 +67,15 @@ void block_barrier(const Site& site);
 // bar.sync and bar.arrive (`wait` false) of whole warps; `threads` of them complete the barrier.
 constexpr int kNamedBarriers = 16;
 void named_barrier(int id, int threads, bool wait, const Site& site);
+
+// ---- other blocks (grid.cpp) ----
+
+void wait_for_previous_grid();
+void start_next_grid();
+// Counts up at `counter` in global memory and returns the count before; what the block has done happens
+// before what a block does that has waited for it.
+uint32_t count_block(uint32_t* counter);
+void wait_for_blocks(const uint32_t* counter, uint32_t count, const Site& site);
 
 // ---- shared memory ----
 
