@@ -46,6 +46,9 @@ STABLE_TORCH_LIBRARY(hymba_ops, m) {
   m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
   m.def("norm_average(Tensor attn, Tensor ssm, Tensor attn_weight, Tensor ssm_weight, float eps) -> Tensor");
   m.def(
+      "norm_project(Tensor x, Tensor norm_weight, Tensor proj_weight, Tensor? bias, Tensor? residual, float "
+      "eps) -> Tensor");
+  m.def(
       "norm_average_project(Tensor attn, Tensor ssm, Tensor attn_weight, Tensor ssm_weight, Tensor "
       "proj_weight, Tensor? "
       "bias, Tensor? residual, float eps) -> Tensor");
@@ -53,6 +56,10 @@ STABLE_TORCH_LIBRARY(hymba_ops, m) {
   // Projections and MLP.
   m.def("linear(Tensor x, Tensor weight, Tensor? bias, Tensor? residual) -> Tensor");
   m.def("gated_linear(Tensor x, Tensor gate_weight, Tensor weight) -> Tensor");
+  m.def(
+      "gated_mlp(Tensor x, Tensor norm_weight, Tensor gate_weight, Tensor weight, Tensor down_weight, "
+      "Tensor? "
+      "residual, float eps, Tensor(a!)? counters) -> Tensor");
 
   // For bench/roofline.py: not part of the API.
   m.def("_exp2_sum(Tensor x, int repeats) -> Tensor");
@@ -71,9 +78,11 @@ static void implement(Library& m) {
   m.impl("selective_state_update", TORCH_BOX(&hymba::selective_state_update));
   m.impl("rms_norm", TORCH_BOX(&hymba::rms_norm));
   m.impl("norm_average", TORCH_BOX(&hymba::norm_average));
+  m.impl("norm_project", TORCH_BOX(&hymba::norm_project));
   m.impl("norm_average_project", TORCH_BOX(&hymba::norm_average_project));
   m.impl("linear", TORCH_BOX(&hymba::linear));
   m.impl("gated_linear", TORCH_BOX(&hymba::gated_linear));
+  m.impl("gated_mlp", TORCH_BOX(&hymba::gated_mlp));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hymba_ops, CPU, m) {

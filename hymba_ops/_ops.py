@@ -151,6 +151,13 @@ def _norm_average(attn: Tensor, ssm: Tensor, attn_weight: Tensor, ssm_weight: Te
     return attn.new_empty(attn.shape)
 
 
+@_fake("norm_project")
+def _norm_project(
+    x: Tensor, norm_weight: Tensor, proj_weight: Tensor, bias: Tensor | None, residual: Tensor | None, eps: float,
+) -> Tensor:  # fmt: skip
+    return x.new_empty((*x.shape[:-1], proj_weight.shape[0]))
+
+
 @_fake("norm_average_project")
 def _norm_average_project(
     attn: Tensor, ssm: Tensor, attn_weight: Tensor, ssm_weight: Tensor, proj_weight: Tensor, bias: Tensor | None,
@@ -167,6 +174,14 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | N
 @_fake("gated_linear")
 def _gated_linear(x: Tensor, gate_weight: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+@_fake("gated_mlp")
+def _gated_mlp(
+    x: Tensor, norm_weight: Tensor, gate_weight: Tensor, weight: Tensor, down_weight: Tensor, residual: Tensor | None,
+    eps: float, counters: Tensor | None,
+) -> Tensor:  # fmt: skip
+    return x.new_empty((*x.shape[:-1], down_weight.shape[0]))
 
 
 @_fake("_exp2_sum")
@@ -235,6 +250,7 @@ for _name in (
     "selective_scan",
     "rms_norm",
     "norm_average",
+    "norm_project",
     "norm_average_project",
 ):
     torch.library.register_autograd(f"hymba_ops::{_name}", _backward_missing(_name))

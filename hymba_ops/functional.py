@@ -283,6 +283,29 @@ def norm_average(attn: Tensor, ssm: Tensor, attn_weight: Tensor, ssm_weight: Ten
     return _ops.call("norm_average", attn, ssm, attn_weight, ssm_weight, eps)
 
 
+def norm_project(
+    x: Tensor,
+    norm_weight: Tensor,
+    proj_weight: Tensor,
+    *,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
+    """`rms_norm`, then a projection: rms_norm(x) @ proj_weight.T + bias + residual.
+
+    Args:
+        x: [..., D], 1 to 4 dimensions.
+        norm_weight: [D], x's dtype or float32.
+        proj_weight: [O, D], x's dtype.
+        bias, residual: as in `linear`.
+
+    Returns:
+        [..., O], x's dtype.
+    """
+    return _ops.call("norm_project", x, norm_weight, proj_weight, bias, residual, eps)
+
+
 def norm_average_project(
     attn: Tensor,
     ssm: Tensor,
@@ -336,6 +359,36 @@ def gated_linear(x: Tensor, gate_weight: Tensor, weight: Tensor) -> Tensor:
         [..., O], x's dtype.
     """
     return _ops.call("gated_linear", x, gate_weight, weight)
+
+
+def gated_mlp(
+    x: Tensor,
+    norm_weight: Tensor,
+    gate_weight: Tensor,
+    weight: Tensor,
+    down_weight: Tensor,
+    *,
+    residual: Tensor | None = None,
+    eps: float = 1e-6,
+    counters: Tensor | None = None,
+) -> Tensor:
+    """gated_linear(rms_norm(x), gate_weight, weight) @ down_weight.T + residual. Without gradients.
+
+    Args:
+        x: [..., K], 1 to 4 dimensions.
+        norm_weight: [K], x's dtype or float32.
+        gate_weight, weight: [I, K], x's dtype.
+        down_weight: [O, I], x's dtype.
+        residual: [..., O] or None, x's dtype.
+        counters: int32, at least 2 zeros on x's device, by which blocks of a GPU's kernel wait for each other: zeros
+            again afterwards, and nobody else's meanwhile. None: made for the call, a launch more.
+
+    Returns:
+        [..., O], x's dtype.
+    """
+    tensors = {"x": x, "norm_weight": norm_weight, "gate_weight": gate_weight, "weight": weight}
+    _refuse_grad("gated_mlp", **tensors, down_weight=down_weight, residual=residual)
+    return _ops.call("gated_mlp", x, norm_weight, gate_weight, weight, down_weight, residual, eps, counters)
 
 
 def _is_silu(op: str, activation: str | None) -> bool:

@@ -10,8 +10,9 @@ from python_reference.conv import causal_conv1d, causal_conv1d_update
 from python_reference.decode import decode_attention
 from python_reference.linear import gated_linear, linear
 from python_reference.mixer import HybridMixer, PerHeadRMSNorm, RMSNorm
+from python_reference.mlp import gated_mlp
 from python_reference.model import HymbaForCausalLM, HymbaLayer, HymbaMLP, HymbaModel
-from python_reference.norms import norm_average, norm_average_project, rms_norm
+from python_reference.norms import norm_average, norm_average_project, norm_project, rms_norm
 from python_reference.rotary import rotary
 from python_reference.scan import selective_scan, selective_state_update
 
@@ -30,9 +31,11 @@ __all__ = [
     "causal_conv1d_update",
     "decode_attention",
     "gated_linear",
+    "gated_mlp",
     "linear",
     "norm_average",
     "norm_average_project",
+    "norm_project",
     "rms_norm",
     "rotary",
     "selective_scan",

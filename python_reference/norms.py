@@ -26,6 +26,19 @@ def norm_average(attn: Tensor, ssm: Tensor, attn_weight: Tensor, ssm_weight: Ten
     return (rms_norm(attn, attn_weight, eps=eps) + rms_norm(ssm, ssm_weight, eps=eps)) / 2
 
 
+def norm_project(
+    x: Tensor,
+    norm_weight: Tensor,
+    proj_weight: Tensor,
+    *,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
+    """rms_norm(x) @ proj_weight.T + bias + residual; proj_weight [O, D]. Returns [..., O] in x's dtype."""
+    return linear(rms_norm(x, norm_weight, eps=eps), proj_weight, bias, residual=residual)
+
+
 def norm_average_project(
     attn: Tensor,
     ssm: Tensor,

@@ -19,6 +19,7 @@ from kernel_cases import (
     odd_rows,
     own_products,
     randn,
+    skip_if_the_cpus_library_decides,
 )
 from tolerance import assert_close, check_against_reference, to_float64
 
@@ -90,13 +91,6 @@ def test_epilogue_sizes_around_blocks(ops, rows, outputs, name, dtype):
 # csrc/cuda/linear_few_rows.cuh: up to 16 rows in 16-bit types are the kernels' own product; 8 to 32 outputs a block, k in
 # packs of 8 or 4, 32 or 16 of them a round for each of 8 warps. Other K are the library's.
 SHORT_TYPES = [pytest.param(torch.bfloat16, id="bf16"), pytest.param(torch.float16, id="fp16")]
-
-
-def skip_if_the_cpus_library_decides(ops):
-    """Its products are rounded before the gate, by which a few values may be further off than the plain form's are by
-    luck (tests/test_fuzz.py)."""
-    if ops is F and DEVICE == "cpu" and not own_products(torch.bfloat16):
-        pytest.skip("the CPU's library product, judged on more values in other tests")
 
 
 @pytest.mark.parametrize("dtype", SHORT_TYPES)

@@ -1,4 +1,4 @@
-"""norm_average and norm_average_project against python_reference."""
+"""norm_average against python_reference."""
 
 from __future__ import annotations
 
@@ -86,41 +86,13 @@ def test_threads_do_not_change_bits():
     assert_threads_do_not_matter(lambda: F.norm_average(*inputs))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_project_matches_reference(layout, dtype):
-    inputs = (*make_inputs(2, 3, 48, dtype=dtype, layout=layout), randn(20, 48, dtype=dtype, seed=9, scale=0.2))
-    check_against_reference(F.norm_average_project, reference.norm_average_project, *inputs, dtype=dtype)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(
-    "bias,residual", [(True, False), (False, True), (True, True)], ids=["bias", "residual", "both"]
-)
-def test_project_with_bias_and_residual(bias, residual, layout, dtype):
-    inputs = (*make_inputs(2, 30, 48, dtype=dtype, layout=layout), randn(20, 48, dtype=dtype, seed=9, scale=0.2))
-    extras = {
-        "bias": randn(20, dtype=dtype, seed=10) if bias else None,
-        "residual": layout(randn(2, 30, 20, dtype=dtype, seed=11)) if residual else None,
-    }
-    check_against_reference(F.norm_average_project, reference.norm_average_project, *inputs, dtype=dtype, **extras)
-
-
 def test_opcheck():
     torch.library.opcheck(torch.ops.hymba_ops.norm_average.default, (*make_inputs(2, 3, 40), 1e-6))
-    weight = randn(20, 40, seed=9)
-    for extras in ((None, None), (randn(20, seed=10), randn(2, 3, 20, seed=11))):
-        args = (*make_inputs(2, 3, 40), weight, *extras, 1e-6)
-        torch.library.opcheck(torch.ops.hymba_ops.norm_average_project.default, args)
 
 
 def test_compiles_once_for_all_lengths():
-    weight, bias = randn(40, 40, seed=9), randn(40, seed=10)
-
     def f(attn, ssm, w1, w2):
-        projected = F.norm_average_project(attn, ssm, w1, w2, weight, bias=bias, residual=ssm)
-        return F.norm_average(attn + 1, ssm, w1, w2), projected
+        return F.norm_average(attn + 1, ssm, w1, w2)
 
     assert_compiles_once(f, lambda T: make_inputs(2, T, 40), (7, 20, 3))
 
@@ -155,49 +127,3 @@ def test_bad_input_is_refused(change, error, message):
     eps = arguments.pop("eps")
     with pytest.raises(error, match=message):
         F.norm_average(*arguments.values(), eps=eps)
-
-
-def test_bad_projection_is_refused():
-    with pytest.raises(
-        ValueError, match=r"norm_average_project: proj_weight must have shape \[O, D\] = \[\*, 8\], got"
-    ):
-        F.norm_average_project(*make_inputs(2, 8), torch.zeros(5, 9))
-
-
-BAD_EXTRAS = [
-    bad_input({"bias": torch.zeros(4)}, ValueError, r"bias must have shape \[O\] = \[5\], got \[4\]"),
-    bad_input(
-        {"bias": torch.zeros(5, dtype=torch.float16)}, ValueError, r"bias must have .*dtype float32, got float16"
-    ),
-    bad_input(
-        {"residual": torch.zeros(2, 8)}, ValueError, r"residual must have the result's shape \[2, 5\], got \[2, 8"
-    ),
-    bad_input({"residual": torch.zeros(2, 5, dtype=torch.float16)}, ValueError, r"residual must have .*got float16"),
-    bad_input({"residual": torch.zeros(5, 2).T}, ValueError, r"residual must have a contiguous last .*got stride 2"),
-    bad_input({"residual": 1}, TypeError, r"argument 'residual'.*int"),
-]
-
-
-@pytest.mark.parametrize("change,error,message", BAD_EXTRAS)
-def test_bad_bias_and_residual_are_refused(change, error, message):
-    with pytest.raises(error, match=message):
-        F.norm_average_project(*make_inputs(2, 8), torch.zeros(5, 8), **change)
-
-
-@pytest.mark.parametrize("shape", [(8,), (5, 8), (2, 3, 8), (2, 3, 4, 8), (0, 8), (2, 0, 8)], ids=str)
-@pytest.mark.parametrize("outputs", [1, 6, 0])
-def test_project_ranks(shape, outputs):
-    inputs = (*make_inputs(*shape), randn(outputs, 8, seed=9))
-    extras = {"bias": randn(outputs, seed=10), "residual": randn(*shape[:-1], outputs, seed=11)}
-    for kwargs in ({}, extras):
-        out = check_against_reference(
-            F.norm_average_project, reference.norm_average_project, *inputs, dtype=torch.float32, **kwargs
-        )
-        assert out.shape == (*shape[:-1], outputs)
-
-
-def test_autocast_leaves_the_dtype_alone():
-    inputs = (*make_inputs(3, 8), randn(6, 8, seed=9))
-    expected = F.norm_average_project(*inputs)
-    with torch.autocast(inputs[0].device.type, dtype=torch.bfloat16):
-        assert torch.equal(F.norm_average_project(*inputs), expected)

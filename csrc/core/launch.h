@@ -19,9 +19,8 @@ void* current_cuda_stream(int32_t device_index);
 void check_cuda(int error);
 
 template <class Params>
-void launch(const Tensor& like, const Params& params, void (*cpu_kernel)(const Params&),
-            std::type_identity_t<int (*)(const Params&, void*)> cuda_launch = nullptr) {
-  if (like.is_cpu()) return cpu_kernel(params);
+void launch_cuda(const Tensor& like, const Params& params,
+                 std::type_identity_t<int (*)(const Params&, void*)> cuda_launch) {
   if (cuda_launch == nullptr)
     throw std::runtime_error(
         "hymba_ops was built without CUDA kernels (no nvcc when it was installed): reinstall "
@@ -30,7 +29,23 @@ void launch(const Tensor& like, const Params& params, void (*cpu_kernel)(const P
   check_cuda(cuda_launch(params, current_cuda_stream(like.get_device_index())));
 }
 
-// The same for an op whose CUDA kernels share a workspace, as large as `workspace_bytes` says.
+template <class Params>
+void launch(const Tensor& like, const Params& params, void (*cpu_kernel)(const Params&),
+            std::type_identity_t<int (*)(const Params&, void*)> cuda_launch = nullptr) {
+  if (like.is_cpu()) return cpu_kernel(params);
+  launch_cuda(like, params, cuda_launch);
+}
+
+// Whether there is a CUDA kernel for tensors like this one, and `takes` says that it takes `params`.
+template <class Params>
+bool runs_on_cuda(const Tensor& like, const Params& params,
+                  std::type_identity_t<bool (*)(const Params&)> takes) {
+  if (like.is_cpu() || takes == nullptr) return false;
+  const torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
+  return takes(params);
+}
+
+// `launch` for an op whose CUDA kernels share a workspace, as large as `workspace_bytes` says.
 template <class Params>
 void launch(const Tensor& like, Params params, void (*cpu_kernel)(const Params&),
             std::type_identity_t<int (*)(const Params&, void*)> cuda_launch,

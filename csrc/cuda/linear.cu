@@ -54,27 +54,25 @@ int launch_chunks(const LinearEpilogueParams& p, void* stream) {
 
 // ---- Few rows ----
 
-template <class T, int kPack>
-bool reads_packs(const LinearParams& p) {
-  const auto aligned = [](const WeightView& weight) {
-    return packs_aligned<kPack>(static_cast<const T*>(weight.data), weight.stride);
-  };
-  return p.inner % kPack == 0 && rows_in_packs<T, kPack>(p.x) && aligned(p.weight) && aligned(p.gate_weight);
+template <class T, int kPack, int kTiles, int kWeights>
+__global__ void __launch_bounds__(kFewRowsThreads) few_rows_kernel(LinearParams p) {
+  using Product = FewRows<T, kPack, kTiles, kWeights>;
+  HYMBA_SHARED(typename Product::Sums, sums);
+  start_next_grid();
+  Product product(p, sums, blockIdx.x);
+  product.prefetch_weights();
+  wait_for_previous_grid();
+  product.run([&](int row) { return static_cast<const T*>(p.x.data) + row_offset(p.x, row); });
 }
 
-// As many outputs a block as leave one for every SM: x is read once a block.
-constexpr int64_t kEnoughBlocks = 128;
-
-template <class T, int kPack, int kTiles>
+template <class T, int kPack>
 int launch_few_rows(const LinearParams& p, void* stream) {
-  const int64_t blocks = divide_up(p.outputs, kTiles * kTileOutputs);
-  if constexpr (kTiles > 1) {
-    if (blocks < kEnoughBlocks || p.rows < 4 * kTiles)
-      return launch_few_rows<T, kPack, kTiles / 2>(p, stream);
-  }
-  const auto kernel = p.gate_weight.data == nullptr ? few_rows_kernel<T, kPack, kTiles, 1>
-                                                    : few_rows_kernel<T, kPack, kTiles, 2>;
-  return launch_kernel(kernel, {static_cast<unsigned>(blocks), kFewRowsThreads}, stream, p);
+  return with_few_rows_tiles(p, [&](auto tiles) {
+    const int64_t blocks = divide_up(p.outputs, tiles * kTileOutputs);
+    const auto kernel = p.gate_weight.data == nullptr ? few_rows_kernel<T, kPack, tiles, 1>
+                                                      : few_rows_kernel<T, kPack, tiles, 2>;
+    return launch_kernel(kernel, {static_cast<unsigned>(blocks), kFewRowsThreads, 0, true}, stream, p);
+  });
 }
 
 }  // namespace
@@ -82,7 +80,7 @@ int launch_few_rows(const LinearParams& p, void* stream) {
 bool runs_linear(const LinearParams& p) {
   return p.rows <= kFewRows && p.inner <= INT32_MAX && with_dtype(p.dtype, [&](auto t) {
            using T = decltype(t);
-           return sizeof(T) == 2 && reads_packs<T, 4>(p);
+           return sizeof(T) == 2 && in_few_rows_packs<T, 4>(p);
          });
 }
 
@@ -90,7 +88,7 @@ int linear(const LinearParams& p, void* stream) {
   return with_dtype(p.dtype, [&](auto t) -> int {
     using T = decltype(t);
     if constexpr (sizeof(T) == 2) {
-      return reads_packs<T, 8>(p) ? launch_few_rows<T, 8, 4>(p, stream) : launch_few_rows<T, 4, 4>(p, stream);
+      return in_few_rows_packs<T, 8>(p) ? launch_few_rows<T, 8>(p, stream) : launch_few_rows<T, 4>(p, stream);
     } else {
       return cudaErrorInvalidValue;  // runs_linear says so first
     }

@@ -12,6 +12,8 @@
 #pragma once
 #include "cuda/activations.cuh"
 #include "cuda/device.cuh"
+#include "cuda/packs.cuh"
+#include "cuda/primitives/grid.cuh"
 #include "cuda/primitives/memory.cuh"
 #include "cuda/primitives/mma.cuh"
 #include "cuda/primitives/warp.cuh"
@@ -21,6 +23,7 @@ namespace hymba::cuda {
 
 constexpr int kFewRows = 16, kFewRowsWarps = 8, kFewRowsThreads = kFewRowsWarps * kWarpSize;
 constexpr int kTileOutputs = 8;  // of an mma
+constexpr int kMostTiles = 4;    // of a block
 
 // kPack: elements of a pack, 8 or, where rows are not 16-byte aligned, 4. kTiles: of 8 outputs in a block.
 // kWeights: 2 with a gate.
@@ -32,13 +35,23 @@ class FewRows {
   };
 
  public:
+  static constexpr int kOutputs = kTiles * kTileOutputs;  // of a block
   using Sums = float[kFewRowsWarps][kWeights][kTiles][4 * kWarpSize];
 
-  __device__ FewRows(const LinearParams& p, Sums& sums)
-      : p_(p), sums_(sums), first_output_(static_cast<int64_t>(blockIdx.x) * kTiles * kTileOutputs) {}
+  // The block with these outputs of p. `p` outlives it.
+  __device__ FewRows(const LinearParams& p, Sums& sums, int64_t block)
+      : p_(p), sums_(sums), first_output_(block * kOutputs) {}
 
-  __device__ __forceinline__ void run() {
-    add_products();
+  // Before anything is read that another kernel writes: the block's weights on their way to the L2 cache.
+  __device__ __forceinline__ void prefetch_weights() const {
+    prefetch_rows(p_.weight);
+    if constexpr (kWeights == 2) prefetch_rows(p_.gate_weight);
+  }
+
+  // x_row(i), i < p.rows: row i of x, in global or shared memory.
+  template <class XRow>
+  __device__ __forceinline__ void run(const XRow& x_row) {
+    add_products(x_row);
     put_sums();
     __syncthreads();
     for (int i = static_cast<int>(threadIdx.x); i < kTiles * 4 * kWarpSize; i += kFewRowsThreads)
@@ -49,35 +62,47 @@ class FewRows {
   __device__ __forceinline__ static int warp() { return static_cast<int>(threadIdx.x) / kWarpSize; }
   __device__ __forceinline__ static int lane() { return static_cast<int>(threadIdx.x) % kWarpSize; }
 
+  __device__ __forceinline__ void prefetch_rows(const WeightView& weight) const {
+    constexpr int kLine = 128 / sizeof(T);
+    const int outputs = static_cast<int>(min(int64_t{kOutputs}, p_.outputs - first_output_));
+    const int lines = static_cast<int>(divide_up(p_.inner, kLine));
+    for (int i = static_cast<int>(threadIdx.x); i < outputs * lines; i += kFewRowsThreads)
+      prefetch_to_l2(static_cast<const T*>(weight.data) + (first_output_ + i / lines) * weight.stride +
+                     i % lines * kLine);
+  }
+
   // The lane's packs of a row: at(chunk) is the first element of one.
   struct Row {
     const T* at;
     int end;  // of k; 0 where there is no row
   };
-  __device__ __forceinline__ Row row_at(const void* data, int64_t offset, bool there) const {
+  __device__ __forceinline__ Row row_at(const T* row, bool there) const {
     const int first = lane() % 4 * kPack;
-    return {static_cast<const T*>(data) + (there ? offset + first : 0),
-            there ? static_cast<int>(p_.inner) - first : 0};
+    return {row + (there ? first : 0), there ? static_cast<int>(p_.inner) - first : 0};
   }
-  __device__ __forceinline__ Row x_row(int row) const {
-    return row_at(p_.x.data, row_offset(p_.x, row), row < p_.rows);
+  template <class XRow>
+  __device__ __forceinline__ Row x_at(const XRow& x_row, int row) const {
+    return row_at(x_row(min(row, static_cast<int>(p_.rows) - 1)), row < p_.rows);
   }
   __device__ __forceinline__ Row weight_row(const WeightView& weight, int tile) const {
     const int64_t output = first_output_ + tile * kTileOutputs + lane() / 4;
-    return row_at(weight.data, output * weight.stride, output < p_.outputs);
+    const bool there = output < p_.outputs;
+    return row_at(static_cast<const T*>(weight.data) + (there ? output * weight.stride : 0), there);
   }
-  // Zeros behind a row's end.
+  // Zeros behind a row's end. kConstant: nobody writes it.
+  template <bool kConstant>
   __device__ __forceinline__ static Registers pack_of(const Row& row, int chunk) {
     Registers registers{};
     if (chunk < row.end) {
-      const auto pack = load_constant<kPack>(row.at + chunk);
+      const auto pack = kConstant ? load_constant<kPack>(row.at + chunk) : load<kPack>(row.at + chunk);
       memcpy(&registers, &pack, sizeof registers);
     }
     return registers;
   }
 
-  __device__ __forceinline__ void add_products() {
-    const Row x_low = x_row(lane() / 4), x_high = x_row(lane() / 4 + 8);
+  template <class XRow>
+  __device__ __forceinline__ void add_products(const XRow& x_row) {
+    const Row x_low = x_at(x_row, lane() / 4), x_high = x_at(x_row, lane() / 4 + 8);
     Row weights[kWeights][kTiles];
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
@@ -93,8 +118,8 @@ class FewRows {
 #pragma unroll
       for (int i = 0; i < kWeights; ++i)
 #pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) w[i][tile] = pack_of(weights[i][tile], chunk);
-      const Registers low = pack_of(x_low, chunk), high = pack_of(x_high, chunk);
+        for (int tile = 0; tile < kTiles; ++tile) w[i][tile] = pack_of<true>(weights[i][tile], chunk);
+      const Registers low = pack_of<false>(x_low, chunk), high = pack_of<false>(x_high, chunk);
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
         const uint32_t x[4] = {low.at[2 * step], high.at[2 * step], low.at[2 * step + 1],
@@ -145,11 +170,29 @@ class FewRows {
   float products_[kWeights][kTiles][4] = {};
 };
 
-template <class T, int kPack, int kTiles, int kWeights>
-__global__ void __launch_bounds__(kFewRowsThreads) few_rows_kernel(LinearParams p) {
-  using Product = FewRows<T, kPack, kTiles, kWeights>;
-  HYMBA_SHARED(typename Product::Sums, sums);
-  Product(p, sums).run();
+// Outputs a block so that there is a block for every SM: x is read once a block. select(integral constant of
+// kTiles): 1, 2 or kMostTiles.
+template <class Select>
+auto with_few_rows_tiles(const LinearParams& p, const Select& select) {
+  constexpr int64_t kEnoughBlocks = 128;
+  const auto fits = [&](int tiles) {
+    return p.rows >= 4 * tiles && divide_up(p.outputs, tiles * kTileOutputs) >= kEnoughBlocks;
+  };
+  if (fits(kMostTiles)) return select(std::integral_constant<int, kMostTiles>());
+  if (fits(2)) return select(std::integral_constant<int, 2>());
+  return select(std::integral_constant<int, 1>());
+}
+
+template <class T, int kPack>
+bool weight_in_packs(const WeightView& weight) {
+  return packs_aligned<kPack>(static_cast<const T*>(weight.data), weight.stride);
+}
+
+// Whether all rows are whole packs.
+template <class T, int kPack>
+bool in_few_rows_packs(const LinearParams& p) {
+  return p.inner % kPack == 0 && rows_in_packs<T, kPack>(p.x) && weight_in_packs<T, kPack>(p.weight) &&
+         weight_in_packs<T, kPack>(p.gate_weight);
 }
 
 }  // namespace hymba::cuda

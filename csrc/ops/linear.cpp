@@ -4,6 +4,7 @@
 
 #include "core/launch.h"
 #include "core/products.h"
+#include "ops/linear_call.h"
 #include "ops/ops.h"
 
 namespace hymba {
@@ -43,11 +44,7 @@ static LinearParams linear_params(const Tensor& x, const Tensor& weight, const T
 // Whether the kernels' own product takes it; else the library's does.
 static bool runs_own(const Tensor& x, const LinearParams& params) {
   if (x.is_cpu()) return !cpu::library_products(params.dtype);
-#ifdef HYMBA_WITH_CUDA
-  return cuda::runs_linear(params);
-#else
-  return false;
-#endif
+  return runs_on_cuda(x, params, HYMBA_CUDA(cuda::runs_linear));
 }
 
 // out = x weight^T + bias by torch's library, over the rows of x.
@@ -71,8 +68,8 @@ static void library_epilogue(const Tensor& out, const OptionalTensor& gate, cons
   launch(out, params, cpu::linear_epilogue, HYMBA_CUDA(cuda::linear_epilogue));
 }
 
-Tensor checked_linear(const Check& check, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-                      const OptionalTensor& residual) {
+LinearCall linear_call(const Check& check, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                       const OptionalTensor& residual) {
   const Tensor out = new_output(check, x, weight);
   if (bias) {
     check.same_type("bias", *bias, "x", x);
@@ -83,31 +80,47 @@ Tensor checked_linear(const Check& check, const Tensor& x, const Tensor& weight,
     check.that(shape_text(*residual) == shape_text(out), "residual",
                "have the result's shape " + shape_text(out), shape_text(*residual));
   }
-  if (out.numel() == 0) return out;
-  LinearParams params = linear_params(x, weight, out);
-  params.bias = data_or_null(bias);
-  if (residual) params.residual = row_view(*residual);
-  if (runs_own(x, params)) {
-    launch(x, params, cpu::linear, HYMBA_CUDA(cuda::linear));
+  LinearCall call{weight, bias, residual, out, linear_params(x, weight, out)};
+  call.params.bias = data_or_null(bias);
+  if (residual) call.params.residual = row_view(*residual);
+  return call;
+}
+
+void run_linear(LinearCall& call, const Tensor& x) {
+  if (call.out.numel() == 0) return;
+  call.params.x = row_view(x);
+  if (runs_own(x, call.params)) {
+    launch(x, call.params, cpu::linear, HYMBA_CUDA(cuda::linear));
   } else {
-    library_linear(out, x, weight, bias);
-    if (residual) library_epilogue(out, {}, residual);
+    library_linear(call.out, x, call.weight, call.bias);
+    if (call.residual) library_epilogue(call.out, {}, call.residual);
   }
-  return out;
 }
 
 Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
               const OptionalTensor& residual) {
-  return checked_linear(Check("linear"), x, weight, bias, residual);
+  LinearCall call = linear_call(Check("linear"), x, weight, bias, residual);
+  run_linear(call, x);
+  return call.out;
 }
 
-Tensor gated_linear(const Tensor& x, const Tensor& gate_weight, const Tensor& weight) {
-  const Check check("gated_linear");
+Tensor gated_linear_result(const Check& check, const Tensor& x, const Tensor& gate_weight,
+                           const Tensor& weight) {
   const Tensor out = new_output(check, x, weight);
   check_weight(check, "gate_weight", gate_weight, x, weight.size(0));
-  if (out.numel() == 0) return out;
+  return out;
+}
+
+LinearParams gated_linear_params(const Tensor& out, const Tensor& x, const Tensor& gate_weight,
+                                 const Tensor& weight) {
   LinearParams params = linear_params(x, weight, out);
   params.gate_weight = {gate_weight.const_data_ptr(), gate_weight.stride(0)};
+  return params;
+}
+
+void run_gated_linear(const Tensor& out, const Tensor& x, const Tensor& gate_weight, const Tensor& weight) {
+  if (out.numel() == 0) return;
+  const LinearParams params = gated_linear_params(out, x, gate_weight, weight);
   if (runs_own(x, params)) {
     launch(x, params, cpu::linear, HYMBA_CUDA(cuda::linear));
   } else {
@@ -116,6 +129,11 @@ Tensor gated_linear(const Tensor& x, const Tensor& gate_weight, const Tensor& we
     library_linear(out, x, weight, {});
     library_epilogue(out, gate, {});
   }
+}
+
+Tensor gated_linear(const Tensor& x, const Tensor& gate_weight, const Tensor& weight) {
+  const Tensor out = gated_linear_result(Check("gated_linear"), x, gate_weight, weight);
+  run_gated_linear(out, x, gate_weight, weight);
   return out;
 }
 

@@ -39,16 +39,4 @@ Tensor norm_average(const Tensor& attn, const Tensor& ssm, const Tensor& attn_we
   return out;
 }
 
-Tensor norm_average_project(const Tensor& attn, const Tensor& ssm, const Tensor& attn_weight,
-                            const Tensor& ssm_weight, const Tensor& proj_weight, const OptionalTensor& bias,
-                            const OptionalTensor& residual, double eps) {
-  const Check check("norm_average_project");
-  check.floating("attn", attn);
-  check.rank_between("attn", attn, 1, 4);
-  check.same_type("proj_weight", proj_weight, "attn", attn);
-  check.shape("proj_weight", proj_weight, "[O, D]", {kAnySize, attn.size(attn.dim() - 1)});
-  const Tensor averaged = norm_average(attn, ssm, attn_weight, ssm_weight, eps);
-  return checked_linear(check, averaged, proj_weight, bias, residual);
-}
-
 }  // namespace hymba

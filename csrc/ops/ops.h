@@ -40,16 +40,18 @@ Tensor selective_state_update(Tensor state, const Tensor& x, const Tensor& dt, c
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps);
 Tensor norm_average(const Tensor& attn, const Tensor& ssm, const Tensor& attn_weight,
                     const Tensor& ssm_weight, double eps);
+Tensor norm_project(const Tensor& x, const Tensor& norm_weight, const Tensor& proj_weight,
+                    const OptionalTensor& bias, const OptionalTensor& residual, double eps);
 Tensor norm_average_project(const Tensor& attn, const Tensor& ssm, const Tensor& attn_weight,
                             const Tensor& ssm_weight, const Tensor& proj_weight, const OptionalTensor& bias,
                             const OptionalTensor& residual, double eps);
 
 Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
               const OptionalTensor& residual);
-// What linear does, for other ops to end with: `check` names the op in errors.
-Tensor checked_linear(const Check& check, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-                      const OptionalTensor& residual);
 Tensor gated_linear(const Tensor& x, const Tensor& gate_weight, const Tensor& weight);
+Tensor gated_mlp(const Tensor& x, const Tensor& norm_weight, const Tensor& gate_weight, const Tensor& weight,
+                 const Tensor& down_weight, const OptionalTensor& residual, double eps,
+                 OptionalTensor counters);
 
 Tensor exp2_sum(const Tensor& x, int64_t repeats);
 std::string build_info();

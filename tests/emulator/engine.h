@@ -16,8 +16,6 @@ constexpr int kMaxThreads = 1024;
 constexpr int kMaxWarps = kMaxThreads / kWarp;
 constexpr size_t kStackBytes = 256 * 1024;
 constexpr size_t kArenaBytes = 512 * 1024;  // shared memory of the block, red zones included
-// What a launch may ask for: 227 KiB and the carver's red zones.
-constexpr size_t kMaxSharedBytes = 227 * 1024 + 64 * 2 * kRedZoneBytes;
 constexpr unsigned char kUninitialised = 0xff;  // a NaN in every floating type
 
 struct Fiber {

@@ -89,8 +89,10 @@ PYBIND11_MODULE(hymba_emulated, module) {
   bind_causal_conv1d(registry);
   bind_causal_conv1d_update(registry);
   bind_decode_attention(registry);
+  bind_gated_mlp(registry);
   bind_linear(registry);
   bind_norm_average(registry);
+  bind_norm_project(registry);
   bind_rms_norm(registry);
   bind_rotary(registry);
   bind_selective_scan(registry);

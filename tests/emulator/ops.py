@@ -32,6 +32,7 @@ class EmulatedOps:
     CHANGES = {
         "causal_conv1d_update": {"state"},
         "decode_attention": {"k_cache", "v_cache"},
+        "gated_mlp": {"counters"},
         "linear_epilogue": {"out"},
         "selective_state_update": {"state"},
     }
@@ -63,6 +64,21 @@ class EmulatedOps:
         gate, out = (torch.nn.functional.linear(x, w) for w in (gate_weight, weight))
         return self._linear_epilogue(out, gate, None)
 
+    def gated_mlp(self, x, norm_weight, gate_weight, weight, down_weight, *, residual=None, eps=1e-6, counters=None):
+        if counters is None:
+            counters = torch.zeros(2, dtype=torch.int32)
+        if x.numel() > 0 and down_weight.numel() > 0:
+            values = {
+                "x": x, "norm_weight": norm_weight, "gate_weight": gate_weight, "weight": weight,
+                "down_weight": down_weight, "residual": residual, "eps": eps, "counters": counters,
+            }  # fmt: skip
+            (out,) = self._launch("gated_mlp", values)
+            assert not counters.any(), counters
+            if out is not None:
+                return out
+        inner = self.gated_linear(self.rms_norm(x, norm_weight, eps=eps), gate_weight, weight)
+        return self.linear(inner, down_weight, residual=residual)
+
     def linear(self, x, weight, bias=None, *, residual=None):
         own = self._own_product(x, weight, None, bias, residual)
         if own is not None:
@@ -77,8 +93,18 @@ class EmulatedOps:
     def norm_average_project(
         self, attn, ssm, attn_weight, ssm_weight, proj_weight, *, bias=None, residual=None, eps=1e-6
     ):
+        values = {"attn": attn, "ssm": ssm, "attn_weight": attn_weight, "ssm_weight": ssm_weight}
+        out = self._as_one("norm_average_project", values, proj_weight, bias, residual, eps)
+        if out is not None:
+            return out
         averaged = self.norm_average(attn, ssm, attn_weight, ssm_weight, eps=eps)
         return self.linear(averaged, proj_weight, bias, residual=residual)
+
+    def norm_project(self, x, norm_weight, proj_weight, *, bias=None, residual=None, eps=1e-6):
+        out = self._as_one("norm_project", {"x": x, "norm_weight": norm_weight}, proj_weight, bias, residual, eps)
+        if out is not None:
+            return out
+        return self.linear(self.rms_norm(x, norm_weight, eps=eps), proj_weight, bias, residual=residual)
 
     def rms_norm(self, *args, **kwargs):
         (out,) = self._run("rms_norm", args, kwargs)
@@ -101,6 +127,13 @@ class EmulatedOps:
     def selective_state_update(self, *args, **kwargs):
         (out,) = self._run("selective_state_update", args, kwargs)
         return out
+
+    def _as_one(self, op, values, proj_weight, bias, residual, eps):
+        """None where a GPU has no one kernel for it, or there is nothing to do."""
+        if next(iter(values.values())).numel() == 0 or proj_weight.numel() == 0:
+            return None
+        rest = {"proj_weight": proj_weight, "bias": bias, "residual": residual, "eps": eps}
+        return self._launch(op, values | rest)[0]
 
     def _own_product(self, x, weight, gate_weight, bias, residual):
         """None where a GPU takes the library's product, or there is nothing to do."""

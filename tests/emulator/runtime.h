@@ -86,6 +86,8 @@ bool is_shared(const void* p);
 // Bytes of shared memory that no thread may touch; to be called by all threads alike.
 void red_zone(void* begin, size_t bytes);
 constexpr size_t kRedZoneBytes = 32;
+// What a launch may ask for: 227 KiB and the carver's red zones.
+constexpr size_t kMaxSharedBytes = 227 * 1024 + 64 * 2 * kRedZoneBytes;
 
 // ---- memory accesses that the compiler's instrumentation does not see ----
 

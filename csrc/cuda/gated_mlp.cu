@@ -1,0 +1,83 @@
+// gated_mlp on the GPU where there are few rows: norm, gate and up by the first blocks, down by the others,
+// which wait for them with their weights on the way.
+//
+// Bound by the bytes of the weights: 52.8 MB in the 1.5B layer, 17.6 us at 3.0 TB/s.
+#include "ops/gated_mlp.h"
+
+#include "cuda/few_rows_norm.cuh"
+
+namespace hymba::cuda {
+namespace {
+
+constexpr int kPack = kNormPack;
+
+// kTiles: of a block of gate and up. Of down, which has few outputs, a block has one.
+template <class T, int kTiles>
+__global__ void __launch_bounds__(kFewRowsThreads) gated_mlp_kernel(GatedMlpParams p, unsigned inner_blocks) {
+  using GateUp = FewRows<T, kPack, kTiles, 2>;
+  using Down = FewRows<T, kPack, 1, 1>;
+  union Sums {
+    typename GateUp::Sums gate_up;
+    typename Down::Sums down;
+  };
+  HYMBA_SHARED(Sums, sums);
+  HYMBA_DYNAMIC_SHARED(bytes);
+  start_next_grid();
+  if (blockIdx.x < inner_blocks) {
+    GateUp product(p.gate_up.linear, sums.gate_up, blockIdx.x);
+    product.prefetch_weights();
+    const auto tiles = carve_shared<NormedTiles<T, 1>>(bytes, p.gate_up.linear);
+    const NormedRows<T, 1> rows(p.gate_up, tiles);
+    wait_for_previous_grid();
+    rows.make();
+    product.run([&](int row) { return rows.row(row); });
+    __syncthreads();
+    if (threadIdx.x == 0) count_block(&p.counters[0]);
+    return;
+  }
+  Down product(p.down, sums.down, blockIdx.x - inner_blocks);
+  product.prefetch_weights();
+  wait_for_previous_grid();
+  if (threadIdx.x == 0) {
+    wait_for_blocks(&p.counters[0], inner_blocks);
+    // Nobody waits any more once all have come here.
+    if (count_block(&p.counters[1]) == gridDim.x - inner_blocks - 1) p.counters[0] = p.counters[1] = 0;
+  }
+  __syncthreads();
+  product.run([&](int row) { return static_cast<const T*>(p.down.x.data) + row * p.down.inner; });
+}
+
+}  // namespace
+
+bool runs_gated_mlp(const GatedMlpParams& p) {
+  return with_dtype(p.down.dtype, [&](auto t) {
+    using T = decltype(t);
+    if constexpr (sizeof(T) == 2) {
+      constexpr size_t kSums = sizeof(typename FewRows<T, kPack, kMostTiles, 2>::Sums);
+      return runs_normed_few_rows<T, 1>(p.gate_up, kSums) && in_few_rows_packs<T, kPack>(p.down) &&
+             p.down.inner <= INT32_MAX;
+    } else {
+      return false;
+    }
+  });
+}
+
+int gated_mlp(const GatedMlpParams& p, void* stream) {
+  return with_dtype(p.down.dtype, [&](auto t) -> int {
+    using T = decltype(t);
+    if constexpr (sizeof(T) == 2) {
+      return with_few_rows_tiles(p.gate_up.linear, [&](auto tiles) {
+        const auto inner_blocks =
+            static_cast<unsigned>(divide_up(p.gate_up.linear.outputs, tiles * kTileOutputs));
+        const auto down_blocks = static_cast<unsigned>(divide_up(p.down.outputs, kTileOutputs));
+        const LaunchShape shape{inner_blocks + down_blocks, kFewRowsThreads,
+                                shared_bytes<NormedTiles<T, 1>>(p.gate_up.linear), true};
+        return launch_kernel(gated_mlp_kernel<T, tiles>, shape, stream, p, inner_blocks);
+      });
+    } else {
+      return cudaErrorInvalidValue;  // runs_gated_mlp says so first
+    }
+  });
+}
+
+}  // namespace hymba::cuda

@@ -1,0 +1,63 @@
+// norm_project and norm_average_project on the GPU where there are few rows: the norm is the beginning of
+// each block of the product (few_rows_norm.cuh, linear_few_rows.cuh).
+//
+// Bound by the bytes of the weights, as the product alone.
+#include "ops/norm_project.h"
+
+#include "cuda/few_rows_norm.cuh"
+
+namespace hymba::cuda {
+namespace {
+
+template <class T, int kTiles, int kBranches>
+__global__ void __launch_bounds__(kFewRowsThreads) norm_few_rows_kernel(NormLinearParams p) {
+  using Product = FewRows<T, kNormPack, kTiles, 1>;
+  HYMBA_SHARED(typename Product::Sums, sums);
+  HYMBA_DYNAMIC_SHARED(bytes);
+  start_next_grid();
+  Product product(p.linear, sums, blockIdx.x);
+  product.prefetch_weights();
+  const auto tiles = carve_shared<NormedTiles<T, kBranches>>(bytes, p.linear);
+  const NormedRows<T, kBranches> rows(p, tiles);
+  wait_for_previous_grid();
+  rows.make();
+  product.run([&](int row) { return rows.row(row); });
+}
+
+template <class T, int kBranches>
+int launch_branches(const NormLinearParams& p, void* stream) {
+  return with_few_rows_tiles(p.linear, [&](auto tiles) {
+    const LaunchShape shape{static_cast<unsigned>(divide_up(p.linear.outputs, tiles * kTileOutputs)),
+                            kFewRowsThreads, shared_bytes<NormedTiles<T, kBranches>>(p.linear), true};
+    return launch_kernel(norm_few_rows_kernel<T, tiles, kBranches>, shape, stream, p);
+  });
+}
+
+}  // namespace
+
+bool runs_norm_linear(const NormLinearParams& p) {
+  return with_dtype(p.linear.dtype, [&](auto t) {
+    using T = decltype(t);
+    if constexpr (sizeof(T) == 2) {
+      constexpr size_t kSums = sizeof(typename FewRows<T, kNormPack, kMostTiles, 1>::Sums);
+      return p.norm.other.data == nullptr ? runs_normed_few_rows<T, 1>(p, kSums)
+                                          : runs_normed_few_rows<T, 2>(p, kSums);
+    } else {
+      return false;
+    }
+  });
+}
+
+int norm_linear(const NormLinearParams& p, void* stream) {
+  return with_dtype(p.linear.dtype, [&](auto t) -> int {
+    using T = decltype(t);
+    if constexpr (sizeof(T) == 2) {
+      return p.norm.other.data == nullptr ? launch_branches<T, 1>(p, stream)
+                                          : launch_branches<T, 2>(p, stream);
+    } else {
+      return cudaErrorInvalidValue;  // runs_norm_linear says so first
+    }
+  });
+}
+
+}  // namespace hymba::cuda
