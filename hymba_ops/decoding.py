@@ -27,6 +27,7 @@ class LayerCache:
     conv_state: [slots, K - 1, C], the activations' dtype.
     ssm_state: [slots, C, N], float32 (float64 in a float64 layer).
     decay_rates: A [C, N] of the scan, as the parameters were when the cache was made.
+    counters: int32, zeros between steps, by which a GPU's kernels count their blocks.
     """
 
     k: Tensor | None
@@ -36,6 +37,7 @@ class LayerCache:
     conv_state: Tensor
     ssm_state: Tensor
     decay_rates: Tensor
+    counters: Tensor
 
     @classmethod
     @torch.no_grad()
@@ -63,6 +65,7 @@ class LayerCache:
             weight.new_zeros(slots, config.mamba_d_conv - 1, config.inner_size),
             weight.new_zeros(states, dtype=state_dtype),
             mixer.decay_rates(),
+            weight.new_zeros(slots * config.num_attention_heads * step_tokens, dtype=torch.int32),
         )
 
     def start(self, slots: Tensor, kv: KeysValues, state: MixerState, *, block_table: Tensor | None = None) -> None:
@@ -122,14 +125,19 @@ def layer_step(
             f"layer_step {mixer.layer_index}: producer must be the cache of layer "
             f"{mixer.config.producer(mixer.layer_index)}, got None"
         )
-    q, k, v, x, z = mixer.in_proj(layer.input_layernorm(hidden)).split(mixer.in_proj_sizes(), dim=-1)
+    projected = functional.norm_project(
+        hidden,
+        layer.input_layernorm.weight,
+        mixer.in_proj.weight,
+        bias=mixer.in_proj.bias,
+        eps=layer.input_layernorm.eps,
+    )
+    q, k, v, x, z = projected.split(mixer.in_proj_sizes(), dim=-1)
     attn = _attention(
         mixer, q, k, v, cast(LayerCache, producer if mixer.borrows_kv else cache), lengths, slots, block_table
     )
     hidden = mixer.join(attn, _ssm(mixer, x, z, cache, slots), hidden)
-    if layer.has_mlp:
-        hidden = cast(nn.ModuleList, layer.moe["experts"])[0](layer.pre_moe_layernorm(hidden), hidden)
-    return hidden
+    return _mlp(layer, hidden, cache) if layer.has_mlp else hidden
 
 
 def _attention(
@@ -175,4 +183,21 @@ def _ssm(mixer: HybridMixer, x: Tensor, z: Tensor, cache: LayerCache, slots: Ten
     dt_bias = cast(nn.Linear, mixer.dt_proj[0]).bias
     return functional.selective_state_update(
         cache.ssm_state, u, dt, cache.decay_rates, B, C, mixer.D[0], z, dt_bias=dt_bias, slots_in=slots
+    )
+
+
+def _mlp(layer: HymbaLayer, hidden: Tensor, cache: LayerCache) -> Tensor:
+    """The residual stream [B, n, hidden_size] with the MLP's result added."""
+    mlp, norm = cast(nn.ModuleList, layer.moe["experts"])[0], layer.pre_moe_layernorm
+    if mlp.gate_proj is None:
+        return mlp(norm(hidden), hidden)
+    return functional.gated_mlp(
+        hidden,
+        norm.weight,
+        mlp.gate_proj.weight,
+        mlp.up_proj.weight,
+        mlp.down_proj.weight,
+        residual=hidden,
+        eps=norm.eps,
+        counters=cache.counters,
     )
