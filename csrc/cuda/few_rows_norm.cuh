@@ -25,10 +25,12 @@ template <class T, int kBranches>
 struct NormedTiles {
   T* rows;         // [rows, stride]
   float* squares;  // [branches, rows, spans]: sums over a span
+  float* factors;  // [branches, rows]
   int spans;
   __host__ __device__ NormedTiles(SharedCarver& carve, const LinearParams& p)
       : rows(carve.take<T>(p.rows * normed_row_stride<T>(p.inner))),
         squares(carve.take<float>(kBranches * p.rows * divide_up(p.inner, kNormSpan))),
+        factors(carve.take<float>(kBranches * p.rows)),
         spans(static_cast<int>(divide_up(p.inner, kNormSpan))) {}
 };
 
@@ -51,9 +53,11 @@ class NormedRows {
 #pragma unroll
         for (int i = 0; i < kNormPack; ++i) sum += values[i] * values[i];
         sum = warp_sum(sum);
-        if (threadIdx.x % kWarpSize == 0) squares(branch, row)[span] = sum;
+        if (threadIdx.x % kWarpSize == 0) tiles_.squares[(branch * rows_ + row) * tiles_.spans + span] = sum;
       }
     });
+    __syncthreads();
+    if (threadIdx.x < kBranches * rows_) make_factor(static_cast<int>(threadIdx.x));
     __syncthreads();
     for_each_span([&](int row, int span) {
       float normed[kNormPack] = {};
@@ -62,7 +66,7 @@ class NormedRows {
         float values[kNormPack], weight[kNormPack];
         load_pack(values, branch, row, span);
         load_weight(weight, branch, span);
-        const float factor = scale(branch, row);
+        const float factor = tiles_.factors[branch * rows_ + row];
 #pragma unroll
         for (int i = 0; i < kNormPack; ++i) normed[i] += values[i] * factor * weight[i];
       }
@@ -79,10 +83,6 @@ class NormedRows {
   __device__ __forceinline__ static int first_of(int span) {
     return span * kNormSpan + static_cast<int>(threadIdx.x) % kWarpSize * kNormPack;
   }
-  __device__ __forceinline__ float* squares(int branch, int row) const {
-    return tiles_.squares + (branch * rows_ + row) * tiles_.spans;
-  }
-
   // visit(row, span) by whole warps.
   template <class Visit>
   __device__ __forceinline__ void for_each_span(const Visit& visit) const {
@@ -96,7 +96,7 @@ class NormedRows {
     const RowView& view = branch == 0 ? p_.linear.x : p_.norm.other;
     const int k = first_of(span);
     Pack<T, kNormPack> pack{};
-    if (k < inner_) pack = load<kNormPack>(static_cast<const T*>(view.data) + row_offset(view, row) + k);
+    if (k < inner_) pack = load<kNormPack>(static_cast<const T*>(view.data) + few_row_offset(view, row) + k);
     widen(values, pack);
   }
   __device__ __forceinline__ void load_weight(float (&values)[kNormPack], int branch, int span) const {
@@ -110,11 +110,13 @@ class NormedRows {
     }
   }
 
-  __device__ __forceinline__ float scale(int branch, int row) const {
+  // i: branch and row.
+  __device__ __forceinline__ void make_factor(int i) const {
     float sum = 0;
 #pragma unroll 4
-    for (int span = 0; span < tiles_.spans; ++span) sum += squares(branch, row)[span];
-    return (1.0f / kBranches) / sqrtf(sum / static_cast<float>(inner_) + static_cast<float>(p_.norm.eps));
+    for (int span = 0; span < tiles_.spans; ++span) sum += tiles_.squares[i * tiles_.spans + span];
+    tiles_.factors[i] =
+        (1.0f / kBranches) / sqrtf(sum / static_cast<float>(inner_) + static_cast<float>(p_.norm.eps));
   }
 
   const NormLinearParams& p_;

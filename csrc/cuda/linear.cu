@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kFewRowsThreads) few_rows_kernel(LinearParams 
   Product product(p, sums, blockIdx.x);
   product.prefetch_weights();
   wait_for_previous_grid();
-  product.run([&](int row) { return static_cast<const T*>(p.x.data) + row_offset(p.x, row); });
+  product.run([&](int row) { return static_cast<const T*>(p.x.data) + few_row_offset(p.x, row); });
 }
 
 template <class T, int kPack>

@@ -23,7 +23,15 @@ namespace hymba::cuda {
 
 constexpr int kFewRows = 16, kFewRowsWarps = 8, kFewRowsThreads = kFewRowsWarps * kWarpSize;
 constexpr int kTileOutputs = 8;  // of an mma
-constexpr int kMostTiles = 4;    // of a block
+
+// row_offset of few rows: no 64-bit divisions.
+__device__ __forceinline__ int64_t few_row_offset(const RowView& view, int row) {
+  const int inner = static_cast<int>(view.size[2]), middle = static_cast<int>(view.size[1]);
+  const int rest = row / inner;
+  return rest / middle * view.stride[0] + rest % middle * view.stride[1] + row % inner * view.stride[2];
+}
+
+constexpr int kMostTiles = 4;  // of a block
 
 // kPack: elements of a pack, 8 or, where rows are not 16-byte aligned, 4. kTiles: of 8 outputs in a block.
 // kWeights: 2 with a gate.
@@ -62,13 +70,18 @@ class FewRows {
   __device__ __forceinline__ static int warp() { return static_cast<int>(threadIdx.x) / kWarpSize; }
   __device__ __forceinline__ static int lane() { return static_cast<int>(threadIdx.x) % kWarpSize; }
 
+  // A warp has an output of each tile.
   __device__ __forceinline__ void prefetch_rows(const WeightView& weight) const {
+    static_assert(kFewRowsWarps == kTileOutputs);
     constexpr int kLine = 128 / sizeof(T);
-    const int outputs = static_cast<int>(min(int64_t{kOutputs}, p_.outputs - first_output_));
-    const int lines = static_cast<int>(divide_up(p_.inner, kLine));
-    for (int i = static_cast<int>(threadIdx.x); i < outputs * lines; i += kFewRowsThreads)
-      prefetch_to_l2(static_cast<const T*>(weight.data) + (first_output_ + i / lines) * weight.stride +
-                     i % lines * kLine);
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const int64_t output = first_output_ + tile * kTileOutputs + warp();
+      if (output >= p_.outputs) continue;
+      const T* row = static_cast<const T*>(weight.data) + output * weight.stride;
+#pragma unroll 1
+      for (int k = lane() * kLine; k < p_.inner; k += kWarpSize * kLine) prefetch_to_l2(row + k);
+    }
   }
 
   // The lane's packs of a row: at(chunk) is the first element of one.
@@ -160,7 +173,7 @@ class FewRows {
     if constexpr (kWeights == 2) value *= silu(total(1, tile, place));
     if (p_.bias != nullptr) value += widen(static_cast<const T*>(p_.bias)[output]);
     if (p_.residual.data != nullptr)
-      value += widen(static_cast<const T*>(p_.residual.data)[row_offset(p_.residual, row) + output]);
+      value += widen(static_cast<const T*>(p_.residual.data)[few_row_offset(p_.residual, row) + output]);
     narrow(static_cast<T*>(p_.out)[row * p_.outputs + output], value);
   }
 
