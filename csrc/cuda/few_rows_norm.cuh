@@ -45,33 +45,33 @@ class NormedRows {
 
   // All threads; all rows are there when it returns.
   __device__ __forceinline__ void make() const {
-    for_each_span([&](int row, int span) {
+    for_each_span([&](const Row& row, int i, int span) {
 #pragma unroll
       for (int branch = 0; branch < kBranches; ++branch) {
         float values[kNormPack], sum = 0;
-        load_pack(values, branch, row, span);
+        load_pack(values, row.at[branch], span);
 #pragma unroll
-        for (int i = 0; i < kNormPack; ++i) sum += values[i] * values[i];
+        for (int j = 0; j < kNormPack; ++j) sum += values[j] * values[j];
         sum = warp_sum(sum);
-        if (threadIdx.x % kWarpSize == 0) tiles_.squares[(branch * rows_ + row) * tiles_.spans + span] = sum;
+        if (threadIdx.x % kWarpSize == 0) tiles_.squares[(branch * rows_ + i) * tiles_.spans + span] = sum;
       }
     });
     __syncthreads();
     if (threadIdx.x < kBranches * rows_) make_factor(static_cast<int>(threadIdx.x));
     __syncthreads();
-    for_each_span([&](int row, int span) {
+    for_each_span([&](const Row& row, int i, int span) {
       float normed[kNormPack] = {};
 #pragma unroll
       for (int branch = 0; branch < kBranches; ++branch) {
         float values[kNormPack], weight[kNormPack];
-        load_pack(values, branch, row, span);
+        load_pack(values, row.at[branch], span);
         load_weight(weight, branch, span);
-        const float factor = tiles_.factors[branch * rows_ + row];
+        const float factor = tiles_.factors[branch * rows_ + i];
 #pragma unroll
-        for (int i = 0; i < kNormPack; ++i) normed[i] += values[i] * factor * weight[i];
+        for (int j = 0; j < kNormPack; ++j) normed[j] += values[j] * factor * weight[j];
       }
       const int k = first_of(span);
-      if (k < inner_) store(tiles_.rows + row * stride() + k, narrow<T>(normed));
+      if (k < inner_) store(tiles_.rows + i * stride() + k, narrow<T>(normed));
     });
     __syncthreads();
   }
@@ -83,20 +83,35 @@ class NormedRows {
   __device__ __forceinline__ static int first_of(int span) {
     return span * kNormSpan + static_cast<int>(threadIdx.x) % kWarpSize * kNormPack;
   }
-  // visit(row, span) by whole warps.
+  // A row of each branch.
+  struct Row {
+    const T* at[kBranches];
+  };
+  __device__ __forceinline__ Row row_of(int i) const {
+    Row row;
+    row.at[0] = static_cast<const T*>(p_.linear.x.data) + few_row_offset(p_.linear.x, i);
+    if constexpr (kBranches == 2)
+      row.at[1] = static_cast<const T*>(p_.norm.other.data) + few_row_offset(p_.norm.other, i);
+    return row;
+  }
+
+  // visit(row, its number, span) by whole warps.
   template <class Visit>
   __device__ __forceinline__ void for_each_span(const Visit& visit) const {
 #pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x) / kWarpSize; i < rows_ * tiles_.spans; i += kFewRowsWarps)
-      visit(i / tiles_.spans, i % tiles_.spans);
+    for (int i = 0; i < rows_; ++i) {
+      const Row row = row_of(i);
+#pragma unroll 1
+      for (int span = static_cast<int>(threadIdx.x) / kWarpSize; span < tiles_.spans; span += kFewRowsWarps)
+        visit(row, i, span);
+    }
   }
 
   // The lane's pack of a span, zeros behind the row's end.
-  __device__ __forceinline__ void load_pack(float (&values)[kNormPack], int branch, int row, int span) const {
-    const RowView& view = branch == 0 ? p_.linear.x : p_.norm.other;
+  __device__ __forceinline__ void load_pack(float (&values)[kNormPack], const T* row, int span) const {
     const int k = first_of(span);
     Pack<T, kNormPack> pack{};
-    if (k < inner_) pack = load<kNormPack>(static_cast<const T*>(view.data) + few_row_offset(view, row) + k);
+    if (k < inner_) pack = load<kNormPack>(row + k);
     widen(values, pack);
   }
   __device__ __forceinline__ void load_weight(float (&values)[kNormPack], int branch, int span) const {

@@ -14,7 +14,8 @@ constexpr int kPack = kNormPack;
 // kTiles: of a block of gate and up. Of down, which has few outputs, a block has one.
 // launch: gated_mlp_kernel<*, *> threads 256, shared 3312
 template <class T, int kTiles>
-__global__ void __launch_bounds__(kFewRowsThreads) gated_mlp_kernel(GatedMlpParams p, unsigned inner_blocks) {
+__global__ void __launch_bounds__(kFewRowsThreads, kFewRowsBlocks<kTiles>)
+    gated_mlp_kernel(GatedMlpParams p, unsigned inner_blocks) {
   using GateUp = FewRows<T, kPack, kTiles, 2>;
   using Down = FewRows<T, kPack, 1, 1>;
   union Sums {

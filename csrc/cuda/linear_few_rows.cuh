@@ -32,6 +32,9 @@ __device__ __forceinline__ int64_t few_row_offset(const RowView& view, int row) 
 }
 
 constexpr int kMostTiles = 4;  // of a block
+// Blocks an SM that ptxas should leave registers for: left alone it may aim higher and spill.
+template <int kTiles>
+constexpr int kFewRowsBlocks = kTiles > 1 ? 2 : 3;
 
 // kPack: elements of a pack, 8 or, where rows are not 16-byte aligned, 4. kTiles: of 8 outputs in a block.
 // kWeights: 2 with a gate.

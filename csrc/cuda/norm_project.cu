@@ -12,7 +12,8 @@ namespace {
 // launch: norm_few_rows_kernel<*, *, 1> threads 256, shared 3312
 // launch: norm_few_rows_kernel<*, *, 2> threads 256, shared 6592
 template <class T, int kTiles, int kBranches>
-__global__ void __launch_bounds__(kFewRowsThreads) norm_few_rows_kernel(NormLinearParams p) {
+__global__ void __launch_bounds__(kFewRowsThreads, kFewRowsBlocks<kTiles>)
+    norm_few_rows_kernel(NormLinearParams p) {
   using Product = FewRows<T, kNormPack, kTiles, 1>;
   HYMBA_SHARED(typename Product::Sums, sums);
   HYMBA_DYNAMIC_SHARED(bytes);
