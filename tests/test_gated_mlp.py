@@ -58,7 +58,7 @@ def test_few_rows(ops, rows, dtype):
     check(*make_inputs(rows, 264, inner=104, outputs=40, dtype=dtype), dtype, ops)
 
 
-# csrc/cuda/gated_mlp.cu: 8 to 32 rows of gate and up a block, 8 outputs of down; no packs, no one kernel.
+# csrc/cuda/gated_mlp.cu: 16 outputs of a block at a time; without packs there is no one kernel.
 @pytest.mark.parametrize("inner", [8, 16, 20, 1032, 4104], ids=lambda n: f"I{n}")
 @pytest.mark.parametrize("outputs", [1, 8, 9], ids=lambda n: f"O{n}")
 def test_few_rows_around_tiles(ops, inner, outputs):

@@ -88,7 +88,7 @@ def test_epilogue_sizes_around_blocks(ops, rows, outputs, name, dtype):
     check(name, *make_arguments(name, rows, 9, outputs=outputs, dtype=dtype), dtype, ops)
 
 
-# csrc/cuda/linear_few_rows.cuh: up to 16 rows in 16-bit types are the kernels' own product; 8 to 32 outputs a block, k in
+# csrc/cuda/linear_few_rows.cuh: up to 16 rows in 16-bit types are the kernels' own product; 16 outputs of a block at a time, k in
 # packs of 8 or 4, 32 or 16 of them a round for each of 8 warps. Other K are the library's.
 SHORT_TYPES = [pytest.param(torch.bfloat16, id="bf16"), pytest.param(torch.float16, id="fp16")]
 

@@ -52,7 +52,7 @@ def test_matches_reference(ops, name, bias, residual, layout, dtype):
         check(name, inputs, dtype, ops, **extras)
 
 
-# csrc/cuda/few_rows_norm.cuh: squares are summed in spans of 256; 8 to 32 outputs a block.
+# csrc/cuda/few_rows_norm.cuh: squares are summed in spans of 256, 16 outputs of a block at a time.
 @pytest.mark.parametrize("dtype", SHORT_TYPES)
 @pytest.mark.parametrize("rows", range(1, 18))
 @pytest.mark.parametrize("name", OPS)

@@ -39,19 +39,6 @@ struct LaunchShape {
 
 constexpr size_t kSharedWithoutAsking = 48 * 1024;
 
-// Bytes of shared memory that a block of the current device may have.
-inline size_t max_shared_bytes() {
-#ifdef __CUDACC__
-  int device = 0, bytes = 0;
-  if (cudaGetDevice(&device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess)
-    return kSharedWithoutAsking;
-  return static_cast<size_t>(bytes);
-#else
-  return emulator::kMaxSharedBytes;
-#endif
-}
-
 #ifdef __CUDACC__
 namespace detail {
 // Compute capability 9.0 on. False where the device cannot be asked: the launch then says why.

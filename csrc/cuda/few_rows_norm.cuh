@@ -143,12 +143,13 @@ class NormedRows {
 // beside `sums` bytes.
 template <class T, int kBranches>
 bool runs_normed_few_rows(const NormLinearParams& p, size_t sums) {
+  DeviceTraits device;
   const auto aligned = [](const NormWeight& weight) { return aligned_to_packs(weight.data); };
-  return p.linear.rows <= kFewRows && p.linear.inner <= INT32_MAX / kFewRows &&
-         in_few_rows_packs<T, kNormPack>(p.linear) &&
+  return is_few_rows<T, kNormPack>(p.linear) &&
          (p.norm.other.data == nullptr || rows_in_packs<T, kNormPack>(p.norm.other)) &&
          aligned(p.norm.weight) && aligned(p.norm.other_weight) &&
-         shared_bytes<NormedTiles<T, kBranches>>(p.linear) + sums <= max_shared_bytes();
+         current_device_traits(device) == cudaSuccess &&
+         shared_bytes<NormedTiles<T, kBranches>>(p.linear) + sums <= device.shared_bytes;
 }
 
 }  // namespace hymba::cuda

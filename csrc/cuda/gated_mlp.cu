@@ -13,11 +13,11 @@ constexpr int kPack = kNormPack;
 
 // kTiles: of a block of gate and up. Of down, which has few outputs, a block has one.
 // launch: gated_mlp_kernel<*, *> threads 256, shared 3312
-template <class T, int kTiles>
-__global__ void __launch_bounds__(kFewRowsThreads, kFewRowsBlocks<kTiles>)
+template <class T, int kRowTiles>
+__global__ void __launch_bounds__(kFewRowsThreads, kFewRowsBlocks<kRowTiles>)
     gated_mlp_kernel(GatedMlpParams p, unsigned inner_blocks) {
-  using GateUp = FewRows<T, kPack, kTiles, 2>;
-  using Down = FewRows<T, kPack, 1, 1>;
+  using GateUp = FewRows<T, kPack, kRowTiles, 2>;
+  using Down = FewRows<T, kPack, kRowTiles, 1>;
   union Sums {
     typename GateUp::Sums gate_up;
     typename Down::Sums down;
@@ -26,18 +26,17 @@ __global__ void __launch_bounds__(kFewRowsThreads, kFewRowsBlocks<kTiles>)
   HYMBA_DYNAMIC_SHARED(bytes);
   start_next_grid();
   if (blockIdx.x < inner_blocks) {
-    GateUp product(p.gate_up.linear, sums.gate_up, blockIdx.x);
+    GateUp product(p.gate_up.linear, sums.gate_up, blockIdx.x, inner_blocks);
     product.prefetch_weights();
     const auto tiles = carve_shared<NormedTiles<T, 1>>(bytes, p.gate_up.linear);
     const NormedRows<T, 1> rows(p.gate_up, tiles);
     wait_for_previous_grid();
     rows.make();
     product.run([&](int row) { return rows.row(row); });
-    __syncthreads();
     if (threadIdx.x == 0) count_block(&p.counters[0]);
     return;
   }
-  Down product(p.down, sums.down, blockIdx.x - inner_blocks);
+  Down product(p.down, sums.down, blockIdx.x - inner_blocks, gridDim.x - inner_blocks);
   product.prefetch_weights();
   wait_for_previous_grid();
   if (threadIdx.x == 0) {
@@ -55,9 +54,8 @@ bool runs_gated_mlp(const GatedMlpParams& p) {
   return with_dtype(p.down.dtype, [&](auto t) {
     using T = decltype(t);
     if constexpr (sizeof(T) == 2) {
-      constexpr size_t kSums = sizeof(typename FewRows<T, kPack, kMostTiles, 2>::Sums);
-      return runs_normed_few_rows<T, 1>(p.gate_up, kSums) && in_few_rows_packs<T, kPack>(p.down) &&
-             p.down.inner <= INT32_MAX;
+      constexpr size_t kSums = sizeof(typename FewRows<T, kPack, 2, 2>::Sums);
+      return runs_normed_few_rows<T, 1>(p.gate_up, kSums) && is_few_rows<T, kPack>(p.down);
     } else {
       return false;
     }
@@ -68,10 +66,11 @@ int gated_mlp(const GatedMlpParams& p, void* stream) {
   return with_dtype(p.down.dtype, [&](auto t) -> int {
     using T = decltype(t);
     if constexpr (sizeof(T) == 2) {
-      return with_few_rows_tiles(p.gate_up.linear, [&](auto tiles) {
-        const auto inner_blocks =
-            static_cast<unsigned>(divide_up(p.gate_up.linear.outputs, tiles * kTileOutputs));
-        const auto down_blocks = static_cast<unsigned>(divide_up(p.down.outputs, kTileOutputs));
+      DeviceTraits device;
+      if (const int error = current_device_traits(device)) return error;
+      return with_row_tiles(p.gate_up.linear, [&](auto tiles) {
+        const unsigned inner_blocks = few_rows_blocks<tiles>(p.gate_up.linear, device);
+        const unsigned down_blocks = few_rows_blocks<tiles>(p.down, device);
         const LaunchShape shape{inner_blocks + down_blocks, kFewRowsThreads,
                                 shared_bytes<NormedTiles<T, 1>>(p.gate_up.linear), true};
         return launch_kernel(gated_mlp_kernel<T, tiles>, shape, stream, p, inner_blocks);

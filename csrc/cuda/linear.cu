@@ -54,12 +54,13 @@ int launch_chunks(const LinearEpilogueParams& p, void* stream) {
 
 // ---- Few rows ----
 
-template <class T, int kPack, int kTiles, int kWeights>
-__global__ void __launch_bounds__(kFewRowsThreads) few_rows_kernel(LinearParams p) {
-  using Product = FewRows<T, kPack, kTiles, kWeights>;
+template <class T, int kPack, int kRowTiles, int kWeights>
+__global__ void __launch_bounds__(kFewRowsThreads, kFewRowsBlocks<kRowTiles>)
+    few_rows_kernel(LinearParams p) {
+  using Product = FewRows<T, kPack, kRowTiles, kWeights>;
   HYMBA_SHARED(typename Product::Sums, sums);
   start_next_grid();
-  Product product(p, sums, blockIdx.x);
+  Product product(p, sums, blockIdx.x, gridDim.x);
   product.prefetch_weights();
   wait_for_previous_grid();
   product.run([&](int row) { return static_cast<const T*>(p.x.data) + few_row_offset(p.x, row); });
@@ -67,28 +68,29 @@ __global__ void __launch_bounds__(kFewRowsThreads) few_rows_kernel(LinearParams 
 
 template <class T, int kPack>
 int launch_few_rows(const LinearParams& p, void* stream) {
-  return with_few_rows_tiles(p, [&](auto tiles) {
-    const int64_t blocks = divide_up(p.outputs, tiles * kTileOutputs);
+  DeviceTraits device;
+  if (const int error = current_device_traits(device)) return error;
+  return with_row_tiles(p, [&](auto tiles) {
     const auto kernel = p.gate_weight.data == nullptr ? few_rows_kernel<T, kPack, tiles, 1>
                                                       : few_rows_kernel<T, kPack, tiles, 2>;
-    return launch_kernel(kernel, {static_cast<unsigned>(blocks), kFewRowsThreads, 0, true}, stream, p);
+    return launch_kernel(kernel, {few_rows_blocks<tiles>(p, device), kFewRowsThreads, 0, true}, stream, p);
   });
 }
 
 }  // namespace
 
 bool runs_linear(const LinearParams& p) {
-  return p.rows <= kFewRows && p.inner <= INT32_MAX && with_dtype(p.dtype, [&](auto t) {
-           using T = decltype(t);
-           return sizeof(T) == 2 && in_few_rows_packs<T, 4>(p);
-         });
+  return with_dtype(p.dtype, [&](auto t) {
+    using T = decltype(t);
+    return sizeof(T) == 2 && is_few_rows<T, 4>(p);
+  });
 }
 
 int linear(const LinearParams& p, void* stream) {
   return with_dtype(p.dtype, [&](auto t) -> int {
     using T = decltype(t);
     if constexpr (sizeof(T) == 2) {
-      return in_few_rows_packs<T, 8>(p) ? launch_few_rows<T, 8>(p, stream) : launch_few_rows<T, 4>(p, stream);
+      return is_few_rows<T, 8>(p) ? launch_few_rows<T, 8>(p, stream) : launch_few_rows<T, 4>(p, stream);
     } else {
       return cudaErrorInvalidValue;  // runs_linear says so first
     }

@@ -11,14 +11,14 @@ namespace {
 
 // launch: norm_few_rows_kernel<*, *, 1> threads 256, shared 3312
 // launch: norm_few_rows_kernel<*, *, 2> threads 256, shared 6592
-template <class T, int kTiles, int kBranches>
-__global__ void __launch_bounds__(kFewRowsThreads, kFewRowsBlocks<kTiles>)
+template <class T, int kRowTiles, int kBranches>
+__global__ void __launch_bounds__(kFewRowsThreads, kFewRowsBlocks<kRowTiles>)
     norm_few_rows_kernel(NormLinearParams p) {
-  using Product = FewRows<T, kNormPack, kTiles, 1>;
+  using Product = FewRows<T, kNormPack, kRowTiles, 1>;
   HYMBA_SHARED(typename Product::Sums, sums);
   HYMBA_DYNAMIC_SHARED(bytes);
   start_next_grid();
-  Product product(p.linear, sums, blockIdx.x);
+  Product product(p.linear, sums, blockIdx.x, gridDim.x);
   product.prefetch_weights();
   const auto tiles = carve_shared<NormedTiles<T, kBranches>>(bytes, p.linear);
   const NormedRows<T, kBranches> rows(p, tiles);
@@ -29,9 +29,11 @@ __global__ void __launch_bounds__(kFewRowsThreads, kFewRowsBlocks<kTiles>)
 
 template <class T, int kBranches>
 int launch_branches(const NormLinearParams& p, void* stream) {
-  return with_few_rows_tiles(p.linear, [&](auto tiles) {
-    const LaunchShape shape{static_cast<unsigned>(divide_up(p.linear.outputs, tiles * kTileOutputs)),
-                            kFewRowsThreads, shared_bytes<NormedTiles<T, kBranches>>(p.linear), true};
+  DeviceTraits device;
+  if (const int error = current_device_traits(device)) return error;
+  return with_row_tiles(p.linear, [&](auto tiles) {
+    const LaunchShape shape{few_rows_blocks<tiles>(p.linear, device), kFewRowsThreads,
+                            shared_bytes<NormedTiles<T, kBranches>>(p.linear), true};
     return launch_kernel(norm_few_rows_kernel<T, tiles, kBranches>, shape, stream, p);
   });
 }
@@ -42,7 +44,7 @@ bool runs_norm_linear(const NormLinearParams& p) {
   return with_dtype(p.linear.dtype, [&](auto t) {
     using T = decltype(t);
     if constexpr (sizeof(T) == 2) {
-      constexpr size_t kSums = sizeof(typename FewRows<T, kNormPack, kMostTiles, 1>::Sums);
+      constexpr size_t kSums = sizeof(typename FewRows<T, kNormPack, 2, 1>::Sums);
       return p.norm.other.data == nullptr ? runs_normed_few_rows<T, 1>(p, kSums)
                                           : runs_normed_few_rows<T, 2>(p, kSums);
     } else {

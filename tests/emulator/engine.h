@@ -15,7 +15,7 @@ constexpr int kWarp = 32;
 constexpr int kMaxThreads = 1024;
 constexpr int kMaxWarps = kMaxThreads / kWarp;
 constexpr size_t kStackBytes = 256 * 1024;
-constexpr size_t kArenaBytes = 512 * 1024;  // shared memory of the block, red zones included
+constexpr size_t kArenaBytes = 512 * 1024;      // shared memory of the block, red zones included
 constexpr unsigned char kUninitialised = 0xff;  // a NaN in every floating type
 
 struct Fiber {

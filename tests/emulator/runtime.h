@@ -22,8 +22,10 @@ struct Options {
   uint64_t seed = 1;          // of the random schedule
   bool eager_copies = false;  // cp.async arrives when issued; else as late as its wait allows
   bool races = false;         // check every access; only the `races` build reports them
+  int capability = 80;        // what the device says it is; kernels of all architectures run
 };
 extern Options options;
+constexpr int kMultiprocessors = 3;  // what the device says it has
 
 // A kernel broke a rule: the message names kernel, block, thread and source lines.
 struct Error : std::runtime_error {
