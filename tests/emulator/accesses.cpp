@@ -31,6 +31,16 @@ void check_read(const void* p, size_t bytes, const char* name) {
   check_races(p, bytes, Access::read, __builtin_return_address(0));
 }
 
+void check_constant_read(const void* p, size_t bytes, const char* name) {
+  require_aligned(p, bytes, name);
+  require_addressable(p, bytes);
+  check_races(p, bytes, Access::constant_read, __builtin_return_address(0));
+}
+
+void check_prefetch(const void* p) {
+  require_addressable(p, 1);
+}
+
 void check_write(void* p, size_t bytes, const char* name) {
   require_aligned(p, bytes, name);
   require_addressable(p, bytes);

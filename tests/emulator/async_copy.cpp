@@ -35,7 +35,7 @@ void async_commit() {
 
 void async_wait(int pending) {
   auto& groups = block->copies[current->number].groups;
-  for (; static_cast<int>(groups.size()) > pending; groups.pop_front())
+  for (; static_cast<int>(groups.size()) > pending; groups.erase(groups.begin()))
     for (const AsyncCopy& copy : groups.front()) {
       // The write happens now, whichever end is tried: what others read before the next barrier is a race.
       check_races(copy.destination, copy.bytes, Access::write, __builtin_return_address(0));

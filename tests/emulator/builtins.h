@@ -162,7 +162,7 @@ T atomicCAS(T* p, std::type_identity_t<T> expected, std::type_identity_t<T> valu
 
 template <class T>
 T __ldg(const T* p) {
-  hymba::emulator::check_read(p, sizeof(T), "__ldg");
+  hymba::emulator::check_constant_read(p, sizeof(T), "__ldg");
   return *p;
 }
 

@@ -1,10 +1,9 @@
-// Runs a launch: blocks one after the other, threads as fibers that run until they have to wait.
+// Runs a block: threads as fibers that run until they have to wait.
 #include "engine.h"
 
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
-#include <numeric>
 
 namespace hymba::emulator {
 
@@ -12,8 +11,7 @@ Options options;
 Fiber* current = nullptr;
 uint3 current_block;
 dim3 block_size, grid_size;
-static Block the_block;
-Block* const block = &the_block;
+Block* block = nullptr;
 
 uint3 thread_index() {
   return current->thread;
@@ -21,8 +19,6 @@ uint3 thread_index() {
 int lane_index() {
   return current->lane;
 }
-
-namespace {
 
 uint64_t next_random(uint64_t& state) {  // xorshift64
   state ^= state << 13;
@@ -37,6 +33,8 @@ uint64_t random_state(uint64_t stream) {
   next_random(state);
   return state;
 }
+
+namespace {
 
 Fiber* take_ready_fiber() {
   auto& ready = block->ready;
@@ -53,7 +51,7 @@ Fiber* take_ready() {
   if (options.schedule == Schedule::random && tensor_loads_pending() && random_choice(8) == 0)
     complete_tensor_load();
   Fiber* fiber = take_ready_fiber();
-  while (fiber == nullptr && complete_tensor_load()) fiber = take_ready_fiber();
+  while (fiber == nullptr && (complete_tensor_load() || wake_served())) fiber = take_ready_fiber();
   return fiber;
 }
 
@@ -69,34 +67,52 @@ bool waits_at_same_place(const Fiber& a, const Fiber& b) {
          a.wait_site.line() == b.wait_site.line();
 }
 
-std::string deadlock() {
-  std::string text = describe_running_thread() + ": deadlock: no thread of the block can go on";
+// No thread can go on: the block is set aside where others may help it.
+void leave_block(bool ends) {
+  if (block->for_others.empty())
+    end_block(describe_running_thread() + ": deadlock: no thread of the block can go on" +
+              waiting_threads(*block));
+  resume(current, nullptr, ends);
+}
+
+}  // namespace
+
+std::string waiting_threads(const Block& block) {
+  std::string text;
   std::vector<const Fiber*> seen;
-  for (int i = 0; i < block->threads; ++i) {
-    const Fiber& fiber = block->fiber[i];
+  for (int i = 0; i < block.threads; ++i) {
+    const Fiber& fiber = block.fiber[i];
     const auto same = [&](const Fiber* other) { return waits_at_same_place(fiber, *other); };
     if (fiber.state != Fiber::State::waiting || std::any_of(seen.begin(), seen.end(), same)) continue;
     seen.push_back(&fiber);
     const auto count =
-        std::count_if(block->fiber.begin(), block->fiber.begin() + block->threads, [&](auto& other) {
+        std::count_if(block.fiber.begin(), block.fiber.begin() + block.threads, [&](auto& other) {
           return other.state == Fiber::State::waiting && waits_at_same_place(fiber, other);
         });
     text += "\n    " + std::to_string(count) + " threads, the first of them number " + std::to_string(i) +
             ", wait in " + fiber.wait_name + " at " + fiber.wait_site.file_name() + ":" +
             std::to_string(fiber.wait_site.line());
+    if (fiber.wait_count > 0)
+      text += " for " + std::to_string(fiber.wait_count) + " blocks, " +
+              std::to_string(*static_cast<const uint32_t*>(fiber.wait_object)) + " have come";
   }
-  return text + "\n    " + std::to_string(block->done) + " of " + std::to_string(block->threads) +
+  return text + "\n    " + std::to_string(block.done) + " of " + std::to_string(block.threads) +
          " threads have returned";
 }
 
-void start_block(const Launch& launch, uint3 index, uint64_t number) {
-  Block& b = *block;
-  current_block = index;
+void begin_block(Block& b, const Launch& launch, uint64_t number) {
+  block = &b;
   b.launch = &launch;
+  b.number = number;
+  const uint64_t gx = launch.grid.x, gy = launch.grid.y;
+  b.index = {static_cast<unsigned>(number % gx), static_cast<unsigned>(number / gx % gy),
+             static_cast<unsigned>(number / (gx * gy))};
   b.threads = static_cast<int>(launch.block.x * launch.block.y * launch.block.z);
   b.warps = (b.threads + kWarp - 1) / kWarp;
   b.done = 0;
   b.ready.clear();
+  b.for_others.clear();
+  b.started_next_grid = false;
   b.error.clear();
   b.random = random_state(number);
   b.syncthreads = {};
@@ -106,6 +122,7 @@ void start_block(const Launch& launch, uint3 index, uint64_t number) {
     b.warp[w].lanes = b.warp[w].live = lanes == kWarp ? ~0u : (1u << lanes) - 1;
     for (Meeting& meeting : b.warp[w].meetings) meeting.mask = 0;
   }
+  map_stacks(b, b.threads);
   for (int i = 0; i < b.threads; ++i) {
     const unsigned n = static_cast<unsigned>(i), x = launch.block.x, y = launch.block.y;
     b.fiber[i] = {
@@ -115,40 +132,24 @@ void start_block(const Launch& launch, uint3 index, uint64_t number) {
     prepare_fiber(b.fiber[i]);
   }
   begin_shared_memory(launch.shared_bytes);
+  begin_block_clocks();
   begin_block_races();
-  begin_mbarriers();
-  begin_tensor_loads();
+  b.mbarriers.clear();
+  b.tensor_loads.clear();
   begin_async_proxy();
   begin_warpgroups();
   in_wake_order(b.threads, [&](int i) { make_ready(b.fiber[i]); });
 }
 
-void check_launch(const Launch& launch) {
-  const uint64_t threads = uint64_t{launch.block.x} * launch.block.y * launch.block.z;
-  const auto refuse = [](const std::string& what) { throw Error("invalid launch: " + what); };
-  if (current != nullptr) refuse("from within a kernel");
-  if (threads < 1 || threads > kMaxThreads || launch.block.z > 64)
-    refuse(std::to_string(threads) + " threads in a block");
-  if (launch.grid.x < 1 || launch.grid.y < 1 || launch.grid.z < 1 || launch.grid.x > 0x7fffffffu ||
-      launch.grid.y > 65535 || launch.grid.z > 65535)
-    refuse("a grid of " + std::to_string(launch.grid.x) + " x " + std::to_string(launch.grid.y) + " x " +
-           std::to_string(launch.grid.z) + " blocks");
-  if (launch.shared_bytes > kMaxSharedBytes)
-    refuse(std::to_string(launch.shared_bytes) + " bytes of dynamic shared memory");
-}
-
-std::vector<uint64_t> block_order(uint64_t count) {
-  std::vector<uint64_t> order(count);
-  std::iota(order.begin(), order.end(), uint64_t{0});
-  if (options.schedule == Schedule::descending) std::reverse(order.begin(), order.end());
-  if (options.schedule == Schedule::random) {
-    uint64_t state = random_state(count);
-    for (uint64_t i = count; i > 1; --i) std::swap(order[i - 1], order[next_random(state) % i]);
+void run_block(Block& b) {
+  block = &b;
+  current_block = b.index;
+  if (Fiber* next = take_ready()) resume(nullptr, next);
+  if (b.error.empty() && b.done == b.threads) {
+    end_block_overlap();
+    b.error = broken_red_zone();
   }
-  return order;
 }
-
-}  // namespace
 
 void make_ready(Fiber& fiber) {
   fiber.state = Fiber::State::ready;
@@ -166,15 +167,16 @@ void wake_waiting(const void* object) {
   });
 }
 
-void suspend(const char* name, const void* object, const Site& site) {
+void suspend(const char* name, const void* object, const Site& site, uint32_t blocks) {
   Fiber* self = current;
   self->state = Fiber::State::waiting;
   self->wait_name = name;
   self->wait_object = object;
   self->wait_site = site;
+  self->wait_count = blocks;
   Fiber* next = take_ready();
-  if (next == nullptr) end_block(deadlock());
-  if (next != self) resume(self, next);  // else a load has come that this thread waits for
+  if (next == nullptr) return leave_block(false);
+  if (next != self) resume(self, next);  // else what this thread waits for has come
 }
 
 void thread_main() {
@@ -188,7 +190,7 @@ void thread_main() {
   if (block->done == block->threads && tensor_loads_pending())
     fail("the last thread returns while TMA loads are under way");
   Fiber* next = take_ready();
-  if (next == nullptr && block->done < block->threads) end_block(deadlock());
+  if (next == nullptr && block->done < block->threads) leave_block(true);
   resume(self, next, true);
   __builtin_unreachable();
 }
@@ -201,23 +203,6 @@ void fail(const char* format, ...) {
   va_end(arguments);
   if (current == nullptr) throw Error(text);
   end_block(describe_running_thread() + ": " + text + call_stack());
-}
-
-void run_grid(const Launch& launch) {
-  check_launch(launch);
-  report_crashes();
-  block_size = launch.block;
-  grid_size = launch.grid;
-  begin_launch_races();
-  const dim3 grid = launch.grid;
-  for (const uint64_t number : block_order(uint64_t{grid.x} * grid.y * grid.z)) {
-    const uint3 index{static_cast<unsigned>(number % grid.x), static_cast<unsigned>(number / grid.x % grid.y),
-                      static_cast<unsigned>(number / (uint64_t{grid.x} * grid.y))};
-    start_block(launch, index, number);
-    resume(nullptr, take_ready());
-    if (block->error.empty()) block->error = broken_red_zone();
-    if (!block->error.empty()) throw Error(block->error);
-  }
 }
 
 }  // namespace hymba::emulator

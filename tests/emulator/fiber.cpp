@@ -49,15 +49,6 @@ struct Launcher {
   size_t stack_bytes;
 } launcher;
 
-char* allocate_stacks() {
-  void* stacks = mmap(nullptr, kStackStep * kMaxThreads, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (stacks == MAP_FAILED) throw Error("the emulator cannot map its threads' stacks");
-  for (int i = 0; i < kMaxThreads; ++i)
-    mprotect(static_cast<char*>(stacks) + i * kStackStep, kGuardBytes, PROT_NONE);
-  return static_cast<char*>(stacks);
-}
-
 // The first thing that runs on a fiber's stack.
 [[noreturn]] void fiber_entry() {
 #ifdef __SANITIZE_ADDRESS__
@@ -71,9 +62,29 @@ char* allocate_stacks() {
 
 }  // namespace
 
+void unmap_stacks(Block& block) {
+  if (block.stacks == nullptr) return;
+  const size_t bytes = kStackStep * static_cast<size_t>(block.stack_count);
+#ifdef __SANITIZE_ADDRESS__
+  ASAN_UNPOISON_MEMORY_REGION(block.stacks, bytes);
+#endif
+  munmap(block.stacks, bytes);
+  block.stacks = nullptr;
+}
+
+void map_stacks(Block& block, int count) {
+  if (block.stacks != nullptr && block.stack_count >= count) return;
+  unmap_stacks(block);
+  void* stacks = mmap(nullptr, kStackStep * static_cast<size_t>(count), PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (stacks == MAP_FAILED) throw Error("the emulator cannot map its threads' stacks");
+  block.stacks = static_cast<char*>(stacks);
+  block.stack_count = count;
+  for (int i = 0; i < count; ++i) mprotect(block.stacks + i * kStackStep, kGuardBytes, PROT_NONE);
+}
+
 void prepare_fiber(Fiber& fiber) {
-  static char* const stacks = allocate_stacks();
-  fiber.stack = stacks + fiber.number * kStackStep + kGuardBytes;
+  fiber.stack = block->stacks + fiber.number * kStackStep + kGuardBytes;
   fiber.asan_stack = nullptr;
 #ifdef __SANITIZE_ADDRESS__
   ASAN_UNPOISON_MEMORY_REGION(fiber.stack, kStackBytes);  // what an earlier thread left there

@@ -6,20 +6,10 @@
 namespace hymba::emulator {
 namespace {
 
-struct Mbarrier {
-  uint64_t* at;
-  uint32_t count, pending;  // arrivals of a phase, and those that are still missing
-  int64_t bytes;            // announced and not yet there
-  uint32_t parity;          // of the phase under way
-  int initialiser;          // thread number
-  bool visible_to_tma;
-  Clock arriving, completed;  // what happened before the arrivals; and before the last completed phase's end
-};
-std::vector<Mbarrier> barriers;
-
 Mbarrier& find(const uint64_t* at, const char* name) {
-  const auto found = std::find_if(barriers.begin(), barriers.end(), [&](auto& b) { return b.at == at; });
-  if (found == barriers.end())
+  const auto found =
+      std::find_if(block->mbarriers.begin(), block->mbarriers.end(), [&](auto& b) { return b.at == at; });
+  if (found == block->mbarriers.end())
     fail("%s: the mbarrier at %p is not initialised", name, static_cast<const void*>(at));
   return *found;
 }
@@ -34,20 +24,16 @@ void complete_if_due(Mbarrier& barrier) {
 
 }  // namespace
 
-void begin_mbarriers() {
-  barriers.clear();
-}
-
 void mbarrier_init(uint64_t* at, uint32_t count) {
   if (!is_shared(at)) fail("mbarrier.init: %p is not in shared memory", static_cast<void*>(at));
   if (count < 1) fail("mbarrier.init: a count of 0");
   check_write(at, sizeof *at, "mbarrier.init");
-  std::erase_if(barriers, [&](auto& b) { return b.at == at; });
-  barriers.push_back({at, count, count, 0, 0, current->number, false, {}, {}});
+  std::erase_if(block->mbarriers, [&](auto& b) { return b.at == at; });
+  block->mbarriers.push_back({at, count, count, 0, 0, current->number, false, {}, {}});
 }
 
 void mbarrier_init_fence() {
-  for (Mbarrier& barrier : barriers)
+  for (Mbarrier& barrier : block->mbarriers)
     if (barrier.initialiser == current->number) barrier.visible_to_tma = true;
 }
 

@@ -1,58 +1,24 @@
 // The race checker: for every byte of shared and watched global memory its last write and some reads since,
 // each with the epoch of its warp. An access that did not happen before the present one is reported, whatever
-// the schedule. Accesses come from the hooks that -fsanitize=thread puts into kernel files (no libtsan is
-// linked) and from check_read and its like.
+// the schedule, of other blocks too. Accesses come from the hooks that -fsanitize=thread puts into kernel
+// files (no libtsan is linked) and from check_read and its like.
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
 
 #include "engine.h"
-
-#ifdef __SANITIZE_ADDRESS__
-#include <sanitizer/asan_interface.h>
-#endif
 
 namespace hymba::emulator {
 namespace {
 
-struct Past {
-  uint32_t generation;  // of the block that made it; 0: none
-  uint32_t epoch;       // of its warp then
-  uint32_t code;        // low half of the code address
-  uint16_t thread;
-  bool atomic;
-};
-constexpr int kReads = 3;
-struct Cell {
-  Past write;
-  Past reads[kReads];
-};
-
-// Zeroed pages of the system, which cost nothing until they are touched.
-struct FreeCells {
-  void operator()(Cell* cells) const { std::free(cells); }
-};
-using Cells = std::unique_ptr<Cell[], FreeCells>;
-Cells allocate_cells(size_t count) {
-  return Cells(static_cast<Cell*>(std::calloc(count, sizeof(Cell))));
-}
-
 struct Watched {
   char* begin;
   size_t bytes;
-  Cells cells;
+  Pages<Cell> cells;
 };
 std::vector<Watched> watched;
-Cells shared_cells;
-uint32_t last_generation = 0;
-uint32_t launch_generation = 0;  // that of the last block of the launches before
-
-bool happened_before(const Past& past) {
-  return emulator::happened_before(past.thread, past.epoch);
-}
+uint32_t launch_generation = 0;  // the last one before the launch
 
 struct Checker {
-  bool global;
+  bool global, constant;
   Past now;
 
   bool exists(const Past& past) const {
@@ -60,8 +26,7 @@ struct Checker {
   }
   bool of_other_block(const Past& past) const { return past.generation != now.generation; }
   bool conflicts(const Past& past) const {
-    if (!exists(past) || (past.atomic && now.atomic)) return false;
-    return of_other_block(past) || !happened_before(past);
+    return exists(past) && !(past.atomic && now.atomic) && !happened_before(past);
   }
 
   [[noreturn]] void report(const void* byte, const Past& past, const char* what) const;
@@ -69,6 +34,8 @@ struct Checker {
   void check(Cell& cell, const void* byte, bool writes) const {
     if (conflicts(cell.write))
       report(byte, cell.write, writes ? "writes after a write" : "reads after a write");
+    if (constant && exists(cell.write))
+      fail("load_constant of global memory at %p that the kernel itself writes", byte);
     if (!writes) return;
     for (const Past& read : cell.reads)
       if (conflicts(read)) report(byte, read, "writes after a read");
@@ -87,13 +54,10 @@ struct Checker {
     Past* other = nullptr;
     for (Past& read : cell.reads) {
       if (!exists(read)) return read;
-      if (!of_other_block(read)) {
-        if (happened_before(read)) return read;
-      } else if (other != nullptr) {
-        return read;
-      } else {
-        other = &read;
-      }
+      if (happened_before(read)) return read;
+      if (!of_other_block(read)) continue;
+      if (other != nullptr) return read;
+      other = &read;
     }
     Past& read = cell.reads[current->number % kReads];
     return &read == other ? cell.reads[(current->number + 1) % kReads] : read;
@@ -116,7 +80,7 @@ void Checker::report(const void* byte, const Past& past, const char* what) const
 Cell* find_cells(const char* p, bool& global) {
   if (is_shared(p)) {
     global = false;
-    return &shared_cells[p - block->arena];
+    return &block->cells[p - block->arena];
   }
   global = true;
   for (Watched& range : watched)
@@ -126,7 +90,7 @@ Cell* find_cells(const char* p, bool& global) {
 
 void refuse_red_zone(const char* p, size_t bytes) {
   const size_t begin = static_cast<size_t>(p - block->arena);
-  for (const RedZone& zone : block->red_zones)
+  for (const SharedRange& zone : block->red_zones)
     if (begin < zone.offset + zone.bytes && begin + bytes > zone.offset)
       fail("access to shared memory %zd bytes behind the end of an array",
            static_cast<ssize_t>(begin) - static_cast<ssize_t>(zone.offset));
@@ -134,53 +98,32 @@ void refuse_red_zone(const char* p, size_t bytes) {
 
 }  // namespace
 
-bool happened_before(int thread, uint32_t epoch) {
-  const Fiber& self = *current;
-  if (thread == self.number) return true;
-  const int warp = thread / kWarp;
-  return epoch < (warp == self.warp ? block->epoch[warp] : block->clock[self.warp].of[warp]);
-}
-
 void begin_launch_races() {
-  launch_generation = last_generation;
-  if (options.races && !shared_cells) shared_cells = allocate_cells(kArenaBytes);
+  launch_generation = last_generation();
 }
 
 void begin_block_races() {
-  block->generation = ++last_generation;
-  block->epoch.fill(1);
-  block->clock.fill({});
-}
-
-void warp_synchronised(int warp) {
-  block->epoch[warp]++;
-}
-
-void arrive(Clock& barrier, int warp) {
-  join(barrier, block->clock[warp]);
-  barrier.of[warp] = ++block->epoch[warp];
-}
-
-void leave(const Clock& barrier, int warp) {
-  join(block->clock[warp], barrier);
-}
-
-void join(Clock& to, const Clock& from) {
-  for (int w = 0; w < kMaxWarps; ++w) to.of[w] = std::max(to.of[w], from.of[w]);
+  if (options.races && !block->cells) block->cells = allocate_pages<Cell>(kArenaBytes);
 }
 
 void check_races(const void* p, size_t bytes, Access access, void* pc) {
   if (current == nullptr || !options.races) return;
   bool global;
   Cell* cells = find_cells(static_cast<const char*>(p), global);
+  if (global)
+    check_overlap(p, access, cells != nullptr && std::any_of(cells, cells + bytes, [](const Cell& cell) {
+                               return may_be_under_way(cell.write.generation);
+                             }));
+  else
+    refuse_red_zone(static_cast<const char*>(p), bytes);
   if (cells == nullptr) return;
-  if (!global) refuse_red_zone(static_cast<const char*>(p), bytes);
   const Fiber& self = *current;
   const Checker checker{
       global,
+      access == Access::constant_read,
       {block->generation, block->epoch[self.warp], static_cast<uint32_t>(reinterpret_cast<uintptr_t>(pc)),
        static_cast<uint16_t>(self.number), access == Access::atomic}};
-  const bool writes = access != Access::read;
+  const bool writes = access != Access::read && access != Access::constant_read;
   if (!global && writes) (access == Access::async_write ? note_async_write : note_generic_write)(p, bytes);
   for (size_t i = 0; i < bytes; ++i) {
     checker.check(cells[i], static_cast<const char*>(p) + i, writes);
@@ -190,7 +133,7 @@ void check_races(const void* p, size_t bytes, Access access, void* pc) {
 
 void watch_global(void* begin, size_t bytes) {
   if (bytes == 0 || !options.races) return;
-  watched.push_back({static_cast<char*>(begin), bytes, allocate_cells(bytes)});
+  watched.push_back({static_cast<char*>(begin), bytes, allocate_pages<Cell>(bytes)});
 }
 
 void unwatch_global(void* begin) {

@@ -117,13 +117,17 @@ std::string call_stack() {
   return text;
 }
 
-std::string describe_running_thread() {
-  const auto frames = frames_at(block->launch->kernel);
-  std::string text = frames.empty() ? "a kernel" : short_name(frames.back().function);
+std::string describe_block(const Launch& launch, uint3 index) {
+  const auto frames = frames_at(launch.kernel);
   char place[128];
-  snprintf(place, sizeof place, ", block (%u, %u, %u)", current_block.x, current_block.y, current_block.z);
-  text += place;
+  snprintf(place, sizeof place, ", block (%u, %u, %u)", index.x, index.y, index.z);
+  return (frames.empty() ? "a kernel" : short_name(frames.back().function)) + place;
+}
+
+std::string describe_running_thread() {
+  const std::string text = describe_block(*block->launch, block->index);
   if (current == nullptr) return text;
+  char place[128];
   const uint3 t = current->thread;
   snprintf(place, sizeof place, ", thread (%u, %u, %u)", t.x, t.y, t.z);
   return text + place;

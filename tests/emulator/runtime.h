@@ -41,7 +41,7 @@ struct Launch {
   void (*run)(const void* arguments);  // one thread of it
   const void* arguments;
 };
-// Runs all blocks, one after the other. Throws Error.
+// Runs all blocks. Throws Error.
 void run_grid(const Launch& launch);
 
 // Reports a fault of the running thread and ends the launch.
@@ -74,8 +74,8 @@ void named_barrier(int id, int threads, bool wait, const Site& site);
 
 void wait_for_previous_grid();
 void start_next_grid();
-// Counts up at `counter` in global memory and returns the count before; what the block has done happens
-// before what a block does that has waited for it.
+// Counts up at `counter` in global memory and returns the count before. What happened before in this thread
+// happens before what follows in one that counts later or waits for this count.
 uint32_t count_block(uint32_t* counter);
 void wait_for_blocks(const uint32_t* counter, uint32_t count, const Site& site);
 
@@ -95,6 +95,10 @@ constexpr size_t kMaxSharedBytes = 227 * 1024 + 64 * 2 * kRedZoneBytes;
 
 // An access of `bytes` at once, aligned to them, which the sanitizer and the race checker see.
 void check_read(const void* p, size_t bytes, const char* name);
+// A read of what nobody writes during the kernel.
+void check_constant_read(const void* p, size_t bytes, const char* name);
+// An access that changes nothing and whose result nobody sees.
+void check_prefetch(const void* p);
 void check_write(void* p, size_t bytes, const char* name);
 void check_atomic(void* p, size_t bytes, const char* name);
 
@@ -104,6 +108,12 @@ void async_commit();
 void async_wait(int pending);
 
 // ---- global memory ----
+
+// What the host allocates and fills. A kernel whose launch overlaps must take it for written by the kernel
+// before (overlap.cpp), unless it is constant: weights.
+void add_buffer(const void* begin, size_t bytes);
+void set_constant(const void* p);
+void remove_buffer(const void* begin);
 
 // Reports conflicting accesses to these bytes, of two blocks or of unsynchronised threads, within a launch.
 void watch_global(void* begin, size_t bytes);

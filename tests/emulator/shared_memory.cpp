@@ -15,12 +15,6 @@ namespace {
 constexpr size_t kArrayAlignment = 128;
 constexpr unsigned char kRedZoneByte = 0xa5;
 
-char* allocate_arena() {
-  void* p = mmap(nullptr, kArenaBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (p == MAP_FAILED) throw Error("the emulator cannot map shared memory");
-  return static_cast<char*>(p);
-}
-
 void add_red_zone(size_t offset, size_t bytes) {
   std::memset(block->arena + offset, kRedZoneByte, bytes);
 #ifdef __SANITIZE_ADDRESS__
@@ -46,14 +40,25 @@ size_t append(size_t bytes) {
 
 }  // namespace
 
+void map_shared_memory(Block& block) {
+  void* p = mmap(nullptr, kArenaBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (p == MAP_FAILED) throw Error("the emulator cannot map shared memory");
+  block.arena = static_cast<char*>(p);
+}
+
+void unmap_shared_memory(Block& block) {
+#ifdef __SANITIZE_ADDRESS__
+  ASAN_UNPOISON_MEMORY_REGION(block.arena, kArenaBytes);
+#endif
+  munmap(block.arena, kArenaBytes);
+}
+
 void begin_shared_memory(size_t dynamic_bytes) {
-  static char* const arena = allocate_arena();
-  block->arena = arena;
   block->arena_used = 0;
   block->arrays.clear();
   block->red_zones.clear();
 #ifdef __SANITIZE_ADDRESS__
-  ASAN_POISON_MEMORY_REGION(arena, kArenaBytes);
+  ASAN_POISON_MEMORY_REGION(block->arena, kArenaBytes);
 #endif
   append(dynamic_bytes);
 }
@@ -86,14 +91,14 @@ char* swizzled(char* p) {
 
 void red_zone(void* begin, size_t bytes) {
   const size_t offset = static_cast<size_t>(static_cast<char*>(begin) - block->arena);
-  for (const RedZone& zone : block->red_zones)
+  for (const SharedRange& zone : block->red_zones)
     if (zone.offset == offset && zone.bytes == bytes) return;
   add_red_zone(offset, bytes);
 }
 
 std::string broken_red_zone() {
 #ifndef __SANITIZE_ADDRESS__  // there every access is checked
-  for (const RedZone& zone : block->red_zones)
+  for (const SharedRange& zone : block->red_zones)
     for (size_t i = zone.offset; i < zone.offset + zone.bytes; ++i)
       if (static_cast<unsigned char>(block->arena[i]) != kRedZoneByte)
         return describe_running_thread() + ": a thread has written past an array of shared memory, " +

@@ -11,15 +11,6 @@ namespace {
 constexpr size_t kRowBytes = 128, kPiece = 16;  // of a box; of a swizzled row
 constexpr uint64_t kMaxStride = uint64_t{1} << 40;
 
-struct TensorLoad {
-  char* to;
-  TensorMap map;
-  std::array<int, kMaxTensorRank> coordinates;
-  uint64_t* barrier;
-  Clock issued;
-};
-std::vector<TensorLoad> loads;  // under way
-
 size_t box_rows(const TensorMap& map) {
   size_t rows = 1;
   for (int d = 1; d < map.rank; ++d) rows *= map.box[d];
@@ -70,14 +61,12 @@ bool is_valid(const TensorMap& map) {
   return valid;
 }
 
-void begin_tensor_loads() {
-  loads.clear();
-}
 bool tensor_loads_pending() {
-  return !loads.empty();
+  return !block->tensor_loads.empty();
 }
 
 bool complete_tensor_load() {
+  std::vector<TensorLoad>& loads = block->tensor_loads;
   if (loads.empty()) return false;
   const size_t index = options.schedule == Schedule::ascending    ? 0
                        : options.schedule == Schedule::descending ? loads.size() - 1
@@ -107,7 +96,7 @@ void tensor_load(void* to, const TensorMap& map, const int* coordinates, int ran
   if (options.eager_copies)
     complete(load);
   else
-    loads.push_back(load);
+    block->tensor_loads.push_back(load);
 }
 
 }  // namespace hymba::emulator

@@ -10,43 +10,13 @@
 namespace hymba::emulator {
 namespace {
 
-constexpr int kWarpgroup = 128, kMaxWarpgroups = kMaxThreads / kWarpgroup;
 constexpr int kRows = 64, kDepth = 16, kMaxColumns = 256;
 constexpr int kRegistersOfSm = 65536;
 
-enum class Call { issue, fence, commit, wait, set_registers };
-
-// Registers of a warpgroup's threads that products under way add to, and the sums so far.
-struct Accumulators {
-  std::array<float*, kWarpgroup> at;
-  int count;  // a thread
-  int products;
-  std::vector<float> sums;
-};
-struct Product {
-  Wgmma operation;
-  std::array<const uint32_t*, kWarpgroup> a;
-  Accumulators* sums;
-  bool executed;
-};
-using Products = std::vector<Product>;
-
-struct Warpgroup {
-  Call call;
-  Site site;
-  int arrived;
-  std::array<Wgmma, kWarpgroup> operations;
-  std::vector<std::unique_ptr<Accumulators>> accumulators;
-  Products open;
-  std::deque<Products> groups;
-  std::vector<Registers> fenced;  // of thread 0, by the last fences
-  int registers;                  // a thread
-};
-std::array<Warpgroup, kMaxWarpgroups> warpgroups;
-int register_pool;
+using Call = WarpgroupCall;
 
 Warpgroup& mine() {
-  return warpgroups[current->number / kWarpgroup];
+  return block->warpgroups[current->number / kWarpgroup];
 }
 int thread_of_warpgroup() {
   return current->number % kWarpgroup;
@@ -218,7 +188,7 @@ bool is_busy(const Products& products) {
 void begin_warpgroups() {
   // What the launch bounds of one block an SM let the compiler take: all that setmaxnreg can deal out.
   const int registers = std::min(248, kRegistersOfSm / block->threads / 8 * 8);
-  for (Warpgroup& group : warpgroups) {
+  for (Warpgroup& group : block->warpgroups) {
     group.arrived = 0;
     group.accumulators.clear();
     group.open.clear();
@@ -226,7 +196,7 @@ void begin_warpgroups() {
     group.fenced.clear();
     group.registers = registers;
   }
-  register_pool = 0;
+  block->register_pool = 0;
 }
 
 void require_products_waited_for() {
@@ -295,11 +265,11 @@ void set_registers(int count, bool increase, const Site& site) {
   Warpgroup& group = mine();
   if (increase ? count < group.registers : count > group.registers)
     fail("%s: from %d to %d registers", name, group.registers, count);
-  while (register_pool < (count - group.registers) * kWarpgroup)
-    suspend("setmaxnreg.inc", &register_pool, site);
-  register_pool -= (count - group.registers) * kWarpgroup;
+  while (block->register_pool < (count - group.registers) * kWarpgroup)
+    suspend("setmaxnreg.inc", &block->register_pool, site);
+  block->register_pool -= (count - group.registers) * kWarpgroup;
   group.registers = count;
-  wake_waiting(&register_pool);
+  wake_waiting(&block->register_pool);
   release(group);
 }
 

@@ -186,6 +186,14 @@ def _stored_matrices(x: np.ndarray) -> np.ndarray:
     return out
 
 
+def _in_turn(x: np.ndarray) -> np.ndarray:
+    """Sums of the blocks up to each, plus one, and in the first item the number of blocks."""
+    out = np.zeros((len(x), 2), np.float32)
+    out[:, 0] = np.cumsum(x.reshape(-1, BLOCK), axis=0, dtype=np.float32).reshape(-1) + np.float32(1)
+    out[0, 1] = np.array(len(x) // BLOCK, np.uint32).view(np.float32)
+    return out
+
+
 def _all_16_bits() -> np.ndarray:
     """Every bit pattern but NaNs, whose payloads are nobody's promise."""
     bits = np.arange(2**16, dtype=np.uint16)
@@ -228,6 +236,7 @@ CASES = {
     "warp_max": Case(SUMMED, lambda x: np.repeat(x.reshape(-1, 32).max(1), 32)),
     "block_sum": Case(SUMMED, _sums(BLOCK), 1e-6, relative=False),
     "named_barriers": Case(SUMMED, lambda x: x.reshape(-1, 2, 32)[:, ::-1].reshape(-1)),
+    "blocks_in_turn": Case(np.tile(SUMMED, 3), _in_turn),
     "block_barrier": Case(SUMMED, lambda x: x.reshape(-1, 2, 32)[:, ::-1].reshape(-1)),
     # What tf32 holds is exact; of other floats a GPU may cut or round the low 13 bits: a capture shows which.
     "mma_tf32": Case((FRAGMENTS.view(np.uint32) & 0xFFFFE000).view(np.float32), _mma, 1e-6, relative=False),

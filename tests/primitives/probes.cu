@@ -1,5 +1,6 @@
 #include "primitives/probes.h"
 
+#include "cuda/primitives/grid.cuh"
 #include "cuda/primitives/math.cuh"
 #include "cuda/primitives/memory.cuh"
 #include "cuda/primitives/mma.cuh"
@@ -188,6 +189,48 @@ struct LoadMatrices {
   }
 };
 
+// Three grids one behind the other, of which the second one's blocks wait for each other: each adds its items
+// to the sums of the block before. The first item's count is that of all blocks.
+struct Turn {
+  float sum;
+  uint32_t count;
+};
+__global__ void __launch_bounds__(kBlock) clear_turns(Turn* out) {
+  start_next_grid();
+  wait_for_previous_grid();
+  out[blockIdx.x * kBlock + threadIdx.x] = {0.0f, 0};
+}
+__global__ void __launch_bounds__(kBlock) add_in_turn(const float* in, Turn* out) {
+  const unsigned i = blockIdx.x * kBlock + threadIdx.x;
+  start_next_grid();
+  prefetch_to_l2(in + i);
+  wait_for_previous_grid();
+  float sum = in[i];
+  if (blockIdx.x > 0) {
+    if (threadIdx.x == 0) wait_for_blocks(&out->count, blockIdx.x);
+    __syncthreads();
+    sum += out[i - kBlock].sum;
+  }
+  out[i].sum = sum;
+  __syncthreads();
+  if (threadIdx.x == 0) count_block(&out->count);
+}
+__global__ void __launch_bounds__(kBlock) add_one(Turn* out) {
+  start_next_grid();
+  wait_for_previous_grid();
+  out[blockIdx.x * kBlock + threadIdx.x].sum += 1.0f;
+}
+
+int launch_in_turn(const void* in, void* out, int items, void* stream) {
+  const LaunchShape shape{
+      .grid = static_cast<unsigned>(items / kBlock), .block = kBlock, .shared_bytes = 0, .overlaps = true};
+  Turn* turns = static_cast<Turn*>(out);
+  if (const int error = launch_kernel(clear_turns, shape, stream, turns)) return error;
+  if (const int error = launch_kernel(add_in_turn, shape, stream, static_cast<const float*>(in), turns))
+    return error;
+  return launch_kernel(add_one, shape, stream, turns);
+}
+
 }  // namespace
 
 std::vector<Probe> all_probes() {
@@ -227,6 +270,7 @@ std::vector<Probe> all_probes() {
       make<Mma<float16>>("mma_f16"),
       make<LoadMatrices<false>>("load_matrices"),
       make<LoadMatrices<true>>("load_matrices_transposed"),
+      {"blocks_in_turn", sizeof(float), sizeof(Turn), kBlock, launch_in_turn},
   };
 }
 

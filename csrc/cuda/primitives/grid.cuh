@@ -40,7 +40,7 @@ __device__ __forceinline__ void prefetch_to_l2(const void* p) {
 #ifdef __CUDACC__
   asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 #else
-  emulator::check_read(p, 1, "prefetch_to_l2");
+  emulator::check_prefetch(p);
 #endif
 }
 

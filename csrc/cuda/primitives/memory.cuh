@@ -81,7 +81,8 @@ __device__ __forceinline__ Pack<T, kCount> load_constant(const T* p) {
   memcpy(&out, &raw, sizeof out);
   return out;
 #else
-  return load<kCount>(p);
+  emulator::check_constant_read(p, sizeof(Pack<T, kCount>), "load_constant");
+  return *reinterpret_cast<const Pack<T, kCount>*>(p);
 #endif
 }
 

@@ -79,6 +79,10 @@ void* data_or_null(const OptionalArray& array) {
   return array ? array->data() : nullptr;
 }
 
+void set_constant(const OptionalArray& array) {
+  if (array) set_constant(array->data());
+}
+
 RowView row_view(const Array& array) {
   RowView view{array.data(), {1, 1, 1}, {0, 0, 0}};
   const int64_t leading = array.ndim() - 1;
@@ -150,6 +154,7 @@ GuardedMemory::GuardedMemory(size_t bytes, size_t misalignment) : bytes_(bytes) 
   for (unsigned char* p = data_ + bytes; p < block_ + block_bytes_; ++p)
     *p = guard_byte(static_cast<size_t>(p - block_));
   std::memset(data_, 0xff, bytes);
+  add_buffer(data_, bytes);
   poison(block_, data_);
   poison(data_ + bytes, block_ + block_bytes_);
   all_memory.push_back(this);
@@ -157,6 +162,7 @@ GuardedMemory::GuardedMemory(size_t bytes, size_t misalignment) : bytes_(bytes) 
 
 GuardedMemory::~GuardedMemory() {
   if (watched_) unwatch_global(data_);
+  remove_buffer(data_);
   std::erase(all_memory, this);
 #ifdef __SANITIZE_ADDRESS__
   ASAN_UNPOISON_MEMORY_REGION(block_, block_bytes_);

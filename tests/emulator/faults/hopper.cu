@@ -71,7 +71,7 @@ __global__ void load_cells(const __grid_constant__ TensorMap map, float* out) {
 template <Load kFault>
 Fault load_fault(const char* name) {
   return {name,
-          [](bool planted, const float* in, float* out) {
+          [](bool planted, const float* in, float* out, uint32_t*) {
             launch_kernel(planted ? load_cells<kFault> : load_cells<Load::sound>,
                           LaunchShape{1, kCells, 1024}, nullptr, cells_map(in), out);
           },
@@ -126,7 +126,7 @@ __global__ void multiply(const float* in, float* out) {
 template <Product kFault>
 Fault product_fault(const char* name) {
   return {name,
-          [](bool planted, const float* in, float* out) {
+          [](bool planted, const float* in, float* out, uint32_t*) {
             launch_kernel(planted ? multiply<kFault> : multiply<Product::sound>,
                           LaunchShape{1, kWarpgroup, 4096}, nullptr, in, out);
           },
