@@ -117,11 +117,16 @@ class NormedRows {
   __device__ __forceinline__ void load_weight(float (&values)[kNormPack], int branch, int span) const {
     const NormWeight& weight = branch == 0 ? p_.norm.weight : p_.norm.other_weight;
     const int k = first_of(span);
-    if (k < inner_) {
-      load_parameters<true, T>(values, weight.data, weight.is_f32, k, kNormPack);
-    } else {
+    if (k >= inner_) {
 #pragma unroll
       for (float& value : values) value = 0;
+    } else if (weight.is_f32) {
+      const float* from = static_cast<const float*>(weight.data) + k;
+      const auto low = load<kNormPack / 2>(from), high = load<kNormPack / 2>(from + kNormPack / 2);
+#pragma unroll
+      for (int i = 0; i < kNormPack; ++i) values[i] = i < kNormPack / 2 ? low[i] : high[i - kNormPack / 2];
+    } else {
+      widen(values, load<kNormPack>(static_cast<const T*>(weight.data) + k));
     }
   }
 

@@ -103,13 +103,13 @@ class FewRows {
     return static_cast<const T*>(weight.data) + min(output, outputs_ - 1) * weight.stride;
   }
 
-  // A pack from `k` on of a row that points at the lane's first; zeros behind the row's end. kConstant:
-  // nobody writes it.
-  template <bool kConstant>
+  // A pack from `k` on of a row that points at the lane's first; zeros behind the row's end. kStreaming: read
+  // once. Never load_constant, which the compiler may move in front of wait_for_previous_grid().
+  template <bool kStreaming>
   __device__ __forceinline__ Registers pack_at(const T* row, int k) const {
     Registers registers{};
     if (k + lane() % 4 * kPack < p_.inner) {
-      const auto pack = kConstant ? load_constant<kPack>(row + k) : load<kPack>(row + k);
+      const auto pack = kStreaming ? load_streaming<kPack>(row + k) : load<kPack>(row + k);
       memcpy(&registers, &pack, sizeof registers);
     }
     return registers;
