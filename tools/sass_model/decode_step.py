@@ -1,0 +1,159 @@
+"""A decode step of a layer: launches that overlap, block by block. How long does it take at best?
+
+python -m tools.sass_model.decode_step          # 1.5B layer, batch 1, bf16, sm_90: compiles the kernels, needs nvcc
+
+The static model (predict.py) knows a launch's blocks, their registers and their way from entry to exit. This adds what
+lies between launches: a block asks for its weights when it starts, which it does as soon as an SM has room and all
+blocks of the launch before have started; but it goes on only when that launch has ended (griddepcontrol.wait), or the
+blocks of its own launch have that it waits for. Device memory serves what is asked for in order.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tools import cubins
+from tools.sass_model.kernels import Workload, workloads
+from tools.sass_model.machine import Card
+from tools.sass_model.pair import Side, described
+from tools.sass_model.predict import predict
+
+_BATCH = "batch 1,"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Microseconds, all assumed: none has been measured."""
+
+    bandwidth: float = 3.0e6  # bytes a microsecond of device memory
+    memory: float = 0.7  # from a load to its data, with device memory idle
+    start: float = 0.5  # from the moment that a block may start to its first load
+    grid_end: float = 1.0  # from a grid's last store to the end of the next one's wait
+    block_end: float = 0.8  # the same between blocks: barrier, fence, atomic; the polling load
+
+
+@dataclass(frozen=True)
+class Role:
+    """Blocks of a launch that do the same."""
+
+    name: str
+    blocks: int
+    share: float  # of an SM that a block takes
+    bytes: float  # of device memory, all blocks together
+    path: float  # us from entry to exit of a block, beside as many others as an SM holds, data in L2
+    waits: bool = False  # for the role before it in the launch, not only for the launch before
+
+
+@dataclass(frozen=True)
+class Step:
+    us: float  # a layer in a row of them
+    ends: tuple[float, ...]  # of the launches, from the end of the layer before
+    bytes_us: float
+
+    @property
+    def ratio(self) -> float:
+        return self.us / self.bytes_us
+
+
+def simulate(launches: Sequence[Sequence[Role]], sms: int, terms: Terms, *, layers: int = 6) -> Step:
+    """The last of `layers` equal layers, whose launches consist of roles in the order of their blocks."""
+    free, memory_free = float(sms), 0.0
+    running: list[tuple[float, float]] = []  # end, share
+    launch_end = -terms.grid_end  # of the launch before; nothing precedes the first
+    may_start, now = 0.0, 0.0
+    ends: list[float] = []
+    for launch in list(launches) * layers:
+        role_end, last_end = 0.0, 0.0
+        for role in launch:
+            ready_after = launch_end + terms.grid_end
+            if role.waits:
+                ready_after = max(ready_after, role_end + terms.block_end)
+            for _ in range(role.blocks):
+                now = max(now, may_start)
+                while free < role.share - 1e-9:
+                    end, share = heapq.heappop(running)
+                    now, free = max(now, end), free + share
+                free -= role.share
+                begin = now + terms.start
+                memory_free = max(memory_free, begin) + role.bytes / role.blocks / terms.bandwidth
+                end = max(max(ready_after, begin) + role.path, memory_free + terms.memory)
+                heapq.heappush(running, (end, role.share))
+                role_end = max(role_end, end)
+            last_end = max(last_end, role_end)
+        may_start, launch_end = now, last_end
+        ends.append(last_end)
+    own, before = ends[-len(launches) :], ends[-len(launches) - 1]
+    moved = sum(role.bytes for launch in launches for role in launch)
+    return Step(own[-1] - before, tuple(end - before for end in own), moved / terms.bandwidth)
+
+
+# ---- The 1.5B layer ----
+
+
+def role_of(side: Side, name: str, *, waits: bool = False) -> Role:
+    prediction = predict(side.model, side.launch)
+    assert prediction.simulated_us is not None and side.launch.blocks is not None
+    waves = max(prediction.blocks_per_sm / prediction.resident, 1.0)
+    held = side.model.occupancy(side.launch.threads, side.launch.shared).blocks
+    return Role(
+        name, side.launch.blocks, 1 / held, side.launch.device_bytes, prediction.simulated_us / waves, waits=waits
+    )
+
+
+def layer(nvcc: str) -> tuple[list[list[Role]], Card]:
+    """The launches of a sliding layer that makes its own keys, one row, and the card they are for."""
+
+    def side(op: str, what: str) -> Side:
+        return described(nvcc, op, one(workloads(op), what))
+
+    def one(found: Sequence[Workload], what: str) -> Workload:
+        return next(workload for workload in found if what in workload.what)
+
+    attention = side("decode_attention", f"window 1024, {_BATCH}")
+    return [
+        [role_of(side("norm_project", "in_proj"), "norm, in_proj")],
+        [role_of(attention, "attention, its splits joined")],
+        [
+            role_of(side("mamba_update", f"{_BATCH} 1 token, bf16: slices"), "conv, x_proj"),
+            role_of(
+                side("mamba_update", f"{_BATCH} 1 token, bf16: channels"), "norms, dt_proj, state, gate", waits=True
+            ),
+        ],
+        [role_of(side("norm_project", "out_proj"), "norm-average, out_proj")],
+        [
+            role_of(side("gated_mlp", "gate and up"), "norm, gate and up"),
+            role_of(side("gated_mlp", "down"), "down", waits=True),
+        ],
+    ], attention.model.card
+
+
+def table(launches: Sequence[Sequence[Role]], step: Step, terms: Terms) -> list[str]:
+    lines = [
+        "| launch | blocks | of an SM | MB | a block's way, us | ends at us |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for number, (launch, end) in enumerate(zip(launches, step.ends, strict=True), 1):
+        for role in launch:
+            last = f"{end:.1f}" if role is launch[-1] else ""
+            share = f"1/{round(1 / role.share)}"
+            lines.append(
+                f"| {number} {role.name} | {role.blocks} | {share} | {role.bytes / 1e6:.2f} | {role.path:.1f} | {last} |"
+            )
+    return [
+        *lines,
+        "",
+        f"A layer among others: **{step.us:.1f} us**, {step.ratio:.2f} times its bytes at "
+        f"{terms.bandwidth / 1e6:.1f} TB/s ({step.bytes_us:.1f} us).",
+    ]
+
+
+def main() -> None:
+    terms = Terms()
+    launches, card = layer(cubins.find_nvcc())
+    print("\n".join(table(launches, simulate(launches, card.sms, terms), terms)))
+
+
+if __name__ == "__main__":
+    main()
