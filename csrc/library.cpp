@@ -41,6 +41,13 @@ STABLE_TORCH_LIBRARY(hymba_ops, m) {
       "selective_state_update(Tensor(a!) state, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? "
       "D, "
       "Tensor? z, Tensor? dt_bias, bool dt_softplus, Tensor? slots_in, Tensor? slots_out) -> Tensor");
+  // From in_proj's slices to the gated output.
+  m.def(
+      "mamba_update(Tensor x, Tensor z, Tensor(a!) conv_state, Tensor(b!) ssm_state, Tensor conv_weight, "
+      "Tensor? "
+      "conv_bias, Tensor x_proj_weight, Tensor dt_proj_weight, Tensor dt_bias, Tensor A, Tensor D, Tensor? "
+      "dt_norm, "
+      "Tensor? B_norm, Tensor? C_norm, float eps, Tensor? slots) -> Tensor");
 
   // Join.
   m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
@@ -76,6 +83,7 @@ static void implement(Library& m) {
   m.impl("selective_scan", TORCH_BOX(&hymba::selective_scan));
   m.impl("causal_conv1d_update", TORCH_BOX(&hymba::causal_conv1d_update));
   m.impl("selective_state_update", TORCH_BOX(&hymba::selective_state_update));
+  m.impl("mamba_update", TORCH_BOX(&hymba::mamba_update));
   m.impl("rms_norm", TORCH_BOX(&hymba::rms_norm));
   m.impl("norm_average", TORCH_BOX(&hymba::norm_average));
   m.impl("norm_project", TORCH_BOX(&hymba::norm_project));

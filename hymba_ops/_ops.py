@@ -141,6 +141,15 @@ def _selective_state_update(
     return x.new_empty(x.shape)
 
 
+@_fake("mamba_update")
+def _mamba_update(
+    x: Tensor, z: Tensor, conv_state: Tensor, ssm_state: Tensor, conv_weight: Tensor, conv_bias: Tensor | None,
+    x_proj_weight: Tensor, dt_proj_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, dt_norm: Tensor | None,
+    B_norm: Tensor | None, C_norm: Tensor | None, eps: float, slots: Tensor | None,
+) -> Tensor:  # fmt: skip
+    return x.new_empty(x.shape)
+
+
 @_fake("rms_norm")
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x.new_empty(x.shape)

@@ -176,13 +176,26 @@ def _attention(
 
 def _ssm(mixer: HybridMixer, x: Tensor, z: Tensor, cache: LayerCache, slots: Tensor | None) -> Tensor:
     """x, z: slices of in_proj's output. Returns [B, n, inner_size]."""
-    u = functional.causal_conv1d_update(
-        x, cache.conv_state, mixer.conv1d.weight[:, 0], mixer.conv1d.bias, slots_in=slots
-    )
-    dt, B, C = mixer.scan_inputs(u)
-    dt_bias = cast(nn.Linear, mixer.dt_proj[0]).bias
-    return functional.selective_state_update(
-        cache.ssm_state, u, dt, cache.decay_rates, B, C, mixer.D[0], z, dt_bias=dt_bias, slots_in=slots
+    config, dt_proj = mixer.config, cast(nn.Linear, mixer.dt_proj[0])
+    norms: dict[str, Tensor] = {}
+    if config.mamba_inner_layernorms:
+        weights = (norm.weight for norm in (mixer.dt_layernorm, mixer.B_layernorm, mixer.C_layernorm))
+        norms = dict(zip(("dt_norm", "B_norm", "C_norm"), weights, strict=True))
+    return functional.mamba_update(
+        x,
+        z,
+        cache.conv_state,
+        cache.ssm_state,
+        mixer.conv1d.weight[:, 0],
+        mixer.conv1d.bias,
+        cast(nn.Linear, mixer.x_proj[0]).weight,
+        dt_proj.weight,
+        dt_proj.bias,
+        cache.decay_rates,
+        mixer.D[0],
+        **norms,
+        eps=config.rms_norm_eps,
+        slots=slots,
     )
 
 

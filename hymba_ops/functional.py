@@ -257,6 +257,58 @@ def selective_state_update(
     return _ops.call("selective_state_update", state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, slots_in, slots_out)
 
 
+def mamba_update(
+    x: Tensor,
+    z: Tensor,
+    conv_state: Tensor,
+    ssm_state: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    x_proj_weight: Tensor,
+    dt_proj_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    *,
+    dt_norm: Tensor | None = None,
+    B_norm: Tensor | None = None,
+    C_norm: Tensor | None = None,
+    eps: float = 1e-6,
+    slots: Tensor | None = None,
+) -> Tensor:
+    """The SSM branch of the next 1 to 16 tokens, from its input to its gated output; both states change in place.
+
+    u = silu(conv(x)); dt, B, C = x_proj(u), each with its RMS norm; y = the scan of u with softplus(dt_proj(dt) +
+    dt_bias), times silu(z): Mamba (arXiv 2312.00752), section 3.4, with the inner norms of Hymba. On a GPU at most 16
+    tokens in all take one launch (docs/cuda_mamba_update.md says of which sizes), others one for each part.
+
+    Args:
+        x, z: [B, C] or [B, n, C].
+        conv_state: [slots, K - 1, C], x's dtype.
+        ssm_state: [slots, C, N], float32 (float64 for float64 inputs).
+        conv_weight, conv_bias: [C, K] and [C] or None, x's dtype or float32.
+        x_proj_weight: [R + 2 N, C], x's dtype: the rows of dt, of B and of C.
+        dt_proj_weight: [C, R], x's dtype.
+        dt_bias, D: [C], x's dtype or float32.
+        A: [C, N], negative, x's dtype or float32.
+        dt_norm, B_norm, C_norm: the norms' weights [R], [N] and [N], x's dtype or float32; all None for no norms.
+        slots: int32 [B], each row's row of both states; None for row b. -1 marks a padding row, which is skipped (its
+            output is zero). No slot may be named twice.
+
+    Returns:
+        x's shape and dtype.
+    """
+    _refuse_grad(
+        "mamba_update", x=x, z=z, conv_state=conv_state, ssm_state=ssm_state, conv_weight=conv_weight,
+        conv_bias=conv_bias, x_proj_weight=x_proj_weight, dt_proj_weight=dt_proj_weight, dt_bias=dt_bias, A=A, D=D,
+        dt_norm=dt_norm, B_norm=B_norm, C_norm=C_norm,
+    )  # fmt: skip
+    return _ops.call(
+        "mamba_update", x, z, conv_state, ssm_state, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, dt_bias, A,
+        D, dt_norm, B_norm, C_norm, eps, slots,
+    )  # fmt: skip
+
+
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-6) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension (arXiv 1910.07467, equation 4), in float32.
 

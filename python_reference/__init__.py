@@ -9,6 +9,7 @@ from python_reference.config import HymbaConfig
 from python_reference.conv import causal_conv1d, causal_conv1d_update
 from python_reference.decode import decode_attention
 from python_reference.linear import gated_linear, linear
+from python_reference.mamba import mamba_update
 from python_reference.mixer import HybridMixer, PerHeadRMSNorm, RMSNorm
 from python_reference.mlp import gated_mlp
 from python_reference.model import HymbaForCausalLM, HymbaLayer, HymbaMLP, HymbaModel
@@ -33,6 +34,7 @@ __all__ = [
     "gated_linear",
     "gated_mlp",
     "linear",
+    "mamba_update",
     "norm_average",
     "norm_average_project",
     "norm_project",

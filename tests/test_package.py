@@ -21,7 +21,7 @@ LIBRARY = PACKAGE / "_C.abi3.so"
 PUBLIC = {
     "attention", "causal_conv1d", "causal_conv1d_update", "decode_attention", "norm_average", "norm_average_project", "rms_norm", "rotary",
     "selective_scan", "selective_state_update", "HymbaConfig", "HybridMixer", "HymbaLayer", "HymbaModel",
-    "HymbaForCausalLM", "gated_linear", "linear", "build_info", "__version__",
+    "HymbaForCausalLM", "gated_linear", "linear", "mamba_update", "build_info", "__version__",
 }  # fmt: skip
 
 

@@ -46,6 +46,13 @@ class ConvChannels {
     }
   }
 
+  // The output of the next token, whose input is `x`.
+  template <bool kSilu>
+  __device__ __forceinline__ PackType next(const PackType& x) {
+    push(x);
+    return output<kSilu>();
+  }
+
   // Rows [0, count) from `x` to `out`.
   __device__ __forceinline__ void walk(const T* x, int64_t x_stride, T* out, int64_t out_stride,
                                        int64_t count, bool use_silu) {
@@ -111,10 +118,7 @@ class ConvChannels {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) in[i] = load_constant<kPack>(x + i * x_stride);
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      push(in[i]);
-      store(out + i * out_stride, output<kSilu>());
-    }
+    for (int i = 0; i < kRows; ++i) store(out + i * out_stride, next<kSilu>(in[i]));
   }
 
   template <bool kSilu>

@@ -10,9 +10,8 @@
 #include "ops/selective_state_update.h"
 
 #include "cuda/activations.cuh"
-#include "cuda/packs.cuh"
 #include "cuda/primitives/warp.cuh"
-#include "cuda/scan_step.cuh"
+#include "cuda/state_step.cuh"
 
 namespace hymba::cuda {
 namespace {
@@ -21,60 +20,6 @@ constexpr int kThreads = 128;
 // Blocks an SM that ptxas should aim at; 0: its own choice, for which it would spill doubles.
 template <class T>
 constexpr int kMinBlocks = std::is_same_v<T, double> ? 1 : 0;
-
-// A lane's part of a row of N states: pack j of lane l begins at state (j kLanes + l) kPack. kPacks: rows can
-// be read in packs, and N is a whole number of them.
-template <class C, bool kPacks, int kLanes, int kParts>
-class LaneStates {
-  static constexpr int kPack = kPackCount<C>;
-
- public:
-  using Row = C[kParts][kPack];
-
-  // count: N, or 0 for a lane without a channel.
-  __device__ __forceinline__ explicit LaneStates(int count)
-      : first_(static_cast<int>(threadIdx.x) % kLanes * kPack), count_(count) {}
-
-  // A row that nobody writes; states that are not there become zero.
-  template <class S>
-  __device__ __forceinline__ void load_row(Row& out, const S* row) const {
-#pragma unroll
-    for (int j = 0; j < kParts; ++j) {
-#pragma unroll
-      for (C& value : out[j]) value = 0;
-      if (left(j) > 0) load_run<kPacks>(out[j], row + begin(j), left(j));
-    }
-  }
-  // A row of the state, which changes in place.
-  __device__ __forceinline__ void load_state(Row& out, const C* row) const {
-#pragma unroll
-    for (int j = 0; j < kParts; ++j) {
-#pragma unroll
-      for (C& value : out[j]) value = 0;
-      if constexpr (kPacks) {
-        if (left(j) > 0) widen(out[j], load<kPack>(row + begin(j)));
-      } else {
-#pragma unroll
-        for (int i = 0; i < kPack; ++i)
-          if (i < left(j)) out[j][i] = row[begin(j) + i];
-      }
-    }
-  }
-  __device__ __forceinline__ void store_state(C* row, const Row& state) const {
-#pragma unroll
-    for (int j = 0; j < kParts; ++j)
-      if (left(j) > 0) store_run<kPacks>(row + begin(j), state[j], left(j));
-  }
-
-  // Whether state i of pack j exists. One that does not must stay out of sums: 0 * infinity is NaN.
-  __device__ __forceinline__ bool exists(int j, int i) const { return kPacks ? left(j) > 0 : i < left(j); }
-
- private:
-  __device__ __forceinline__ int begin(int j) const { return j * kLanes * kPack + first_; }
-  __device__ __forceinline__ int left(int j) const { return count_ - begin(j); }
-
-  int first_, count_;
-};
 
 template <class T, bool kPacks, int kLanes, int kParts>
 __global__ void __launch_bounds__(kThreads, kMinBlocks<T>)
@@ -99,16 +44,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T>)
   using States = LaneStates<C, kPacks, kLanes, kParts>;
   const States states(there ? static_cast<int>(in.states) : 0);
   typename States::Row h, A;
-  states.load_state(h, token_row<const C>(p.state, slot_in(p.slots, b), channel));
-  if (in.A_is_f32) {
-    states.load_row(A, static_cast<const float*>(in.A) + channel * in.A_stride);
-  } else {
-    states.load_row(A, static_cast<const T*>(in.A) + channel * in.A_stride);
-  }
-#pragma unroll
-  for (auto& part : A)
-#pragma unroll
-    for (C& a : part) a *= C(kLog2E);
+  states.load_changing(h, token_row<const C>(p.state, slot_in(p.slots, b), channel));
+  states.template load_rates<T>(A, in.A, in.A_is_f32, channel * in.A_stride);
   const C dt_bias = parameter<T>(in.dt_bias, in.dt_bias_is_f32, channel);
   const C skip = parameter<T>(in.D, in.D_is_f32, channel);
   const T *x_at = token_row<const T>(in.x, b, 0) + channel,
@@ -123,17 +60,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T>)
     C dt = widen(*dt_at) + dt_bias;
     if (in.dt_softplus) dt = softplus(dt);
 
-    const C input = dt * x;
-    C y = 0;
-#pragma unroll
-    for (int j = 0; j < kParts; ++j)
-#pragma unroll
-      for (int i = 0; i < kPackCount<C>; ++i)
-        if (states.exists(j, i)) {
-          h[j][i] = decay_factor<T>(dt, A[j][i]) * h[j][i] + input * B_t[j][i];
-          y += C_t[j][i] * h[j][i];
-        }
-    y = warp_sum<kLanes>(y) + skip * x;
+    C y = warp_sum<kLanes>(states.template advance<T>(h, A, dt, x, B_t, C_t)) + skip * x;
     if (z_at != nullptr) y *= silu(z);
     if (writes) narrow(*out, y);
     x_at += in.x.token_stride;

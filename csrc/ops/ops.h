@@ -37,6 +37,13 @@ Tensor selective_state_update(Tensor state, const Tensor& x, const Tensor& dt, c
                               const OptionalTensor& z, const OptionalTensor& dt_bias, bool dt_softplus,
                               const OptionalTensor& slots_in, const OptionalTensor& slots_out);
 
+// The whole SSM branch of a step, conv to gate. dt_norm, B_norm and C_norm: all or none.
+Tensor mamba_update(const Tensor& x, const Tensor& z, Tensor conv_state, Tensor ssm_state,
+                    const Tensor& conv_weight, const OptionalTensor& conv_bias, const Tensor& x_proj_weight,
+                    const Tensor& dt_proj_weight, const Tensor& dt_bias, const Tensor& A, const Tensor& D,
+                    const OptionalTensor& dt_norm, const OptionalTensor& B_norm, const OptionalTensor& C_norm,
+                    double eps, const OptionalTensor& slots);
+
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps);
 Tensor norm_average(const Tensor& attn, const Tensor& ssm, const Tensor& attn_weight,
                     const Tensor& ssm_weight, double eps);

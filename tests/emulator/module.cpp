@@ -91,6 +91,7 @@ PYBIND11_MODULE(hymba_emulated, module) {
   bind_decode_attention(registry);
   bind_gated_mlp(registry);
   bind_linear(registry);
+  bind_mamba_update(registry);
   bind_norm_average(registry);
   bind_norm_project(registry);
   bind_rms_norm(registry);

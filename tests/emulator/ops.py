@@ -34,6 +34,7 @@ class EmulatedOps:
         "decode_attention": {"k_cache", "v_cache"},
         "gated_mlp": {"counters"},
         "linear_epilogue": {"out"},
+        "mamba_update": {"conv_state", "ssm_state"},
         "selective_state_update": {"state"},
     }
 
@@ -85,6 +86,25 @@ class EmulatedOps:
             return own
         out = torch.nn.functional.linear(x, weight, bias)
         return out if residual is None else self._linear_epilogue(out, None, residual)
+
+    def mamba_update(self, *args, **kwargs):
+        (out,) = self._run("mamba_update", args, kwargs)
+        return self._composed_mamba_update(*args, **kwargs) if out is None else out
+
+    def _composed_mamba_update(
+        self, x, z, conv_state, ssm_state, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, dt_bias, A, D, *,
+        dt_norm=None, B_norm=None, C_norm=None, eps=1e-6, slots=None,
+    ):  # fmt: skip
+        """As csrc/ops/mamba_update.cpp puts it together where one launch does not serve."""
+        u = self.causal_conv1d_update(x, conv_state, conv_weight, conv_bias, slots_in=slots)
+        sizes = [dt_proj_weight.shape[1], A.shape[1], A.shape[1]]
+        parts = self.linear(u, x_proj_weight).split(sizes, -1)
+        dt, B, C = (
+            part if norm is None else self.rms_norm(part, norm, eps=eps)
+            for part, norm in zip(parts, (dt_norm, B_norm, C_norm), strict=True)
+        )
+        dt = self.linear(dt, dt_proj_weight)
+        return self.selective_state_update(ssm_state, u, dt, A, B, C, D, z, dt_bias=dt_bias, slots_in=slots)
 
     def norm_average(self, *args, **kwargs):
         (out,) = self._run("norm_average", args, kwargs)

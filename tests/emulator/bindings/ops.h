@@ -11,6 +11,7 @@ void bind_causal_conv1d_update(Registry& registry);
 void bind_decode_attention(Registry& registry);
 void bind_gated_mlp(Registry& registry);
 void bind_linear(Registry& registry);
+void bind_mamba_update(Registry& registry);
 void bind_norm_average(Registry& registry);
 void bind_norm_project(Registry& registry);
 void bind_rms_norm(Registry& registry);

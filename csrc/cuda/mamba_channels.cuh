@@ -1,0 +1,210 @@
+// mamba_update's later blocks: the states of a group of channels of one row, once all slices of x_proj are
+// there.
+//
+// Two lanes have a channel: its states, its row of A and its row of dt_proj are in their registers before the
+// sums of x_proj can be. What is left is a chain of short steps: add the slices, norm dt, B and C, and for
+// each token dt_proj's sum over the rank, softplus, the states' step and the gate.
+#pragma once
+#include "cuda/activations.cuh"
+#include "cuda/mamba_workspace.cuh"
+#include "cuda/shared_memory.cuh"
+#include "cuda/state_step.cuh"
+
+namespace hymba::cuda {
+
+struct StepInputs {
+  float* values;  // [n, stride]: dt, B and C of each token
+  float* norms;   // [stride]: their norms' weights
+  __host__ __device__ StepInputs(SharedCarver& carve, int tokens, int stride)
+      : values(carve.take<float>(tokens * stride)), norms(carve.take<float>(stride)) {}
+};
+
+// kPacks: dt_proj, A and the states are in rows that can be read in packs of four, rank and states whole
+// packs.
+template <class T, bool kPacks>
+class MambaChannels {
+  static constexpr int kPack = 4;
+  static constexpr int kRounds = kMambaMaxRank / (kPack * kGroupLanes);  // of dt_proj's row in a lane
+  static constexpr int kFlight = 16;                                     // slices whose sums are on their way
+  using States = LaneStates<float, kPacks, kGroupLanes, kMambaMaxStates / (kPack * kGroupLanes)>;
+  using Row = typename States::Row;
+
+ public:
+  // `block`: of those of this kind.
+  __device__ MambaChannels(const MambaUpdateParams& p, const MambaSizes& sizes, void* workspace,
+                           unsigned char* shared, int64_t block)
+      : p_(p),
+        sizes_(sizes),
+        workspace_(workspace, sizes),
+        inputs_(carve_shared<StepInputs>(shared, static_cast<int>(p.tokens), sizes.stride)),
+        b_(block / sizes.groups),
+        first_(block % sizes.groups * kGroupChannels),
+        there_(first_ + threadIdx.x / kGroupLanes < sizes.channels),
+        channel_(there_ ? first_ + threadIdx.x / kGroupLanes : 0) {}
+
+  __device__ __forceinline__ void run() {
+    prefetch_weights();
+    wait_for_previous_grid();
+    if (is_padding(p_.slots, b_)) {
+      for (int t = 0; t < tokens(); ++t)
+        if (writes()) *out(t) = T{};
+      return;
+    }
+    // Lanes behind the last channel go along, since sums take whole warps. They read channel 0, but no state.
+    const States states(there_ ? static_cast<int>(p_.states) : 0);
+    Row h, A;
+    states.load_changing(h, token_row<const float>(p_.ssm_state, slot_in(p_.slots, b_), channel_));
+    states.template load_rates<T>(A, p_.A.data, p_.A.is_f32, channel_ * p_.A_stride);
+    load_dt_proj();
+    load_norms();
+    const float dt_bias = parameter<T>(p_.dt_bias.data, p_.dt_bias.is_f32, channel_);
+    const float skip = parameter<T>(p_.D.data, p_.D.is_f32, channel_);
+    T z = *z_at(0);
+
+    if (threadIdx.x == 0) wait_for_blocks(workspace_.slices_done, static_cast<uint32_t>(sizes_.slices));
+    __syncthreads();
+    T u = *u_at(0);
+    add_slices();
+    __syncthreads();
+    if (p_.norms[0].data != nullptr) {
+      normalise();
+      __syncthreads();
+    }
+    for (int t = 0; t < tokens(); ++t) {
+      const float* row = inputs_.values + t * sizes_.stride;
+      const float x = widen(u), gate = silu(widen(z));
+      if (t + 1 < tokens()) {
+        u = *u_at(t + 1);
+        z = *z_at(t + 1);
+      }
+      Row B, C;
+      states.load_changing(B, row + p_.rank);
+      states.load_changing(C, row + p_.rank + p_.states);
+      const float dt = softplus(warp_sum<kGroupLanes>(dt_part(row)) + dt_bias);
+      const float y = warp_sum<kGroupLanes>(states.template advance<T>(h, A, dt, x, B, C)) + skip * x;
+      if (writes()) narrow(*out(t), y * gate);
+    }
+    states.store_state(token_row<float>(p_.ssm_state, slot_out(p_.slots, b_), channel_), h);
+  }
+
+ private:
+  __device__ __forceinline__ static int warp() { return static_cast<int>(threadIdx.x) / kWarpSize; }
+  __device__ __forceinline__ static int lane() { return static_cast<int>(threadIdx.x) % kWarpSize; }
+  __device__ __forceinline__ int tokens() const { return static_cast<int>(p_.tokens); }
+  __device__ __forceinline__ int rank() const { return static_cast<int>(p_.rank); }
+  __device__ __forceinline__ bool writes() const { return there_ && threadIdx.x % kGroupLanes == 0; }
+  __device__ __forceinline__ T* out(int t) const {
+    return static_cast<T*>(p_.out) + (b_ * p_.tokens + t) * sizes_.channels + channel_;
+  }
+  __device__ __forceinline__ const T* z_at(int t) const { return token_row<const T>(p_.z, b_, t) + channel_; }
+  __device__ __forceinline__ const T* u_at(int t) const {
+    return workspace_.u + (b_ * p_.tokens + t) * sizes_.channels + channel_;
+  }
+  // The lane's first element of dt_proj's row in a round.
+  __device__ __forceinline__ static int rank_begin(int round) {
+    return (round * kGroupLanes + static_cast<int>(threadIdx.x) % kGroupLanes) * kPack;
+  }
+
+  __device__ __forceinline__ void prefetch_weights() const {
+    const int64_t channels = min(sizes_.channels - first_, int64_t(kGroupChannels));
+    const int64_t stride = p_.dt_proj.stride * sizeof(T);
+    prefetch_rows(static_cast<const unsigned char*>(p_.dt_proj.data) + first_ * stride, stride,
+                  p_.rank * sizeof(T), channels);
+    const int64_t A_bytes = p_.A.is_f32 ? sizeof(float) : sizeof(T), A_stride = p_.A_stride * A_bytes;
+    prefetch_rows(static_cast<const unsigned char*>(p_.A.data) + first_ * A_stride, A_stride,
+                  p_.states * A_bytes, channels);
+  }
+
+  __device__ __forceinline__ void load_dt_proj() {
+    const T* row = static_cast<const T*>(p_.dt_proj.data) + channel_ * p_.dt_proj.stride;
+#pragma unroll
+    for (int round = 0; round < kRounds; ++round) {
+      const int r = rank_begin(round);
+      if constexpr (kPacks) {
+        if (r < rank()) dt_proj_[round] = load_constant<kPack>(row + r);
+      } else {
+#pragma unroll
+        for (int i = 0; i < kPack; ++i)
+          if (r + i < rank()) dt_proj_[round][i] = row[r + i];
+      }
+    }
+  }
+
+  // Of the part (dt, B or C) that `i` is in.
+  __device__ __forceinline__ void load_norms() const {
+    const int states = static_cast<int>(p_.states);
+    for (int i = static_cast<int>(threadIdx.x); i < sizes_.outputs; i += kMambaThreads) {
+      const int part = i < rank() ? 0 : i < rank() + states ? 1 : 2;
+      const ParameterView& norm = p_.norms[part];
+      inputs_.norms[i] = parameter<T>(norm.data, norm.is_f32, i - part_begin(part));
+    }
+  }
+  __device__ __forceinline__ int part_begin(int part) const {
+    return part == 0 ? 0 : rank() + (part - 1) * static_cast<int>(p_.states);
+  }
+
+  // In order, so that the bits are always the same.
+  __device__ __forceinline__ void add_slices() const {
+    const int slices = static_cast<int>(sizes_.slices), slice_stride = sizes_.tokens * sizes_.stride;
+    for (int i = static_cast<int>(threadIdx.x); i < tokens() * sizes_.stride; i += kMambaThreads) {
+      const float* part = workspace_.sums + b_ * p_.tokens * sizes_.stride + i;
+      float total = 0.0f;
+      for (int left = slices; left > 0; left -= kFlight) {
+        float parts[kFlight];
+#pragma unroll
+        for (int j = 0; j < kFlight; ++j) {
+          parts[j] = j < left ? *part : 0.0f;
+          part += slice_stride;
+        }
+#pragma unroll
+        for (const float value : parts) total += value;
+      }
+      inputs_.values[i] = total;
+    }
+  }
+
+  // A warp has a token's dt, B or C.
+  __device__ __forceinline__ void normalise() const {
+    for (int i = warp(); i < 3 * tokens(); i += kMambaWarps) {
+      const int part = i % 3, begin = part_begin(part);
+      const int size = part == 0 ? rank() : static_cast<int>(p_.states);
+      float* values = inputs_.values + i / 3 * sizes_.stride + begin;
+      float squares = 0.0f;
+      for (int r = lane(); r < size; r += kWarpSize) squares += values[r] * values[r];
+      const float scale =
+          1.0f / sqrtf(warp_sum(squares) / static_cast<float>(size) + static_cast<float>(p_.eps));
+      for (int r = lane(); r < size; r += kWarpSize) values[r] *= scale * inputs_.norms[begin + r];
+    }
+  }
+
+  // The lane's part of the channel's sum over the rank.
+  __device__ __forceinline__ float dt_part(const float* values) const {
+    float sums[kPack] = {};
+#pragma unroll
+    for (int round = 0; round < kRounds; ++round) {
+      const int r = rank_begin(round);
+      if constexpr (kPacks) {
+        if (r >= rank()) continue;
+        const auto pack = load<kPack>(values + r);
+#pragma unroll
+        for (int i = 0; i < kPack; ++i) sums[i] += widen(dt_proj_[round][i]) * pack[i];
+      } else {
+#pragma unroll
+        for (int i = 0; i < kPack; ++i)
+          if (r + i < rank()) sums[i] += widen(dt_proj_[round][i]) * values[r + i];
+      }
+    }
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  }
+
+  const MambaUpdateParams& p_;
+  const MambaSizes& sizes_;
+  const MambaWorkspace<T> workspace_;
+  const StepInputs inputs_;
+  const int64_t b_, first_;
+  const bool there_;
+  const int64_t channel_;
+  Pack<T, kPack> dt_proj_[kRounds];
+};
+
+}  // namespace hymba::cuda
