@@ -1,9 +1,9 @@
 // mamba_update's later blocks: the states of a group of channels of one row, once all slices of x_proj are
 // there.
 //
-// Two lanes have a channel: its states, its row of A and its row of dt_proj are in their registers before the
-// sums of x_proj can be. What is left is a chain of short steps: add the slices, norm dt, B and C, and for
-// each token dt_proj's sum over the rank, softplus, the states' step and the gate.
+// A few lanes have a channel: its states, its row of A and its row of dt_proj are in their registers before
+// the sums of x_proj can be. What is left is a chain of short steps: add the slices, norm dt, B and C, and
+// for each token dt_proj's sum over the rank, softplus, the states' step and the gate.
 #pragma once
 #include "cuda/activations.cuh"
 #include "cuda/mamba_workspace.cuh"
@@ -32,29 +32,30 @@ class MambaChannels {
  public:
   // `block`: of those of this kind.
   __device__ MambaChannels(const MambaUpdateParams& p, const MambaSizes& sizes, void* workspace,
-                           unsigned char* shared, int64_t block)
+                           unsigned char* shared, int block)
       : p_(p),
         sizes_(sizes),
         workspace_(workspace, sizes),
         inputs_(carve_shared<StepInputs>(shared, static_cast<int>(p.tokens), sizes.stride)),
         b_(block / sizes.groups),
         first_(block % sizes.groups * kGroupChannels),
-        there_(first_ + threadIdx.x / kGroupLanes < sizes.channels),
-        channel_(there_ ? first_ + threadIdx.x / kGroupLanes : 0) {}
+        there_(first_ + static_cast<int>(threadIdx.x) / kGroupLanes < sizes.channels),
+        channel_(there_ ? first_ + static_cast<int>(threadIdx.x) / kGroupLanes : 0) {}
 
   __device__ __forceinline__ void run() {
     prefetch_weights();
     wait_for_previous_grid();
+    const int64_t slot = slot_in(p_.slots, b_);
     if (is_padding(p_.slots, b_)) {
       for (int t = 0; t < tokens(); ++t)
         if (writes()) *out(t) = T{};
       return;
     }
     // Lanes behind the last channel go along, since sums take whole warps. They read channel 0, but no state.
-    const States states(there_ ? static_cast<int>(p_.states) : 0);
+    const States lane_states(there_ ? states() : 0);
     Row h, A;
-    states.load_changing(h, token_row<const float>(p_.ssm_state, slot_in(p_.slots, b_), channel_));
-    states.template load_rates<T>(A, p_.A.data, p_.A.is_f32, channel_ * p_.A_stride);
+    lane_states.load_changing(h, token_row<const float>(p_.ssm_state, slot, channel_));
+    lane_states.template load_rates<T>(A, p_.A.data, p_.A.is_f32, p_.A_stride, channel_);
     load_dt_proj();
     load_norms();
     const float dt_bias = parameter<T>(p_.dt_bias.data, p_.dt_bias.is_f32, channel_);
@@ -78,27 +79,28 @@ class MambaChannels {
         z = *z_at(t + 1);
       }
       Row B, C;
-      states.load_changing(B, row + p_.rank);
-      states.load_changing(C, row + p_.rank + p_.states);
+      lane_states.load_changing(B, row + rank());
+      lane_states.load_changing(C, row + rank() + states());
       const float dt = softplus(warp_sum<kGroupLanes>(dt_part(row)) + dt_bias);
-      const float y = warp_sum<kGroupLanes>(states.template advance<T>(h, A, dt, x, B, C)) + skip * x;
+      const float y = warp_sum<kGroupLanes>(lane_states.template advance<T>(h, A, dt, x, B, C)) + skip * x;
       if (writes()) narrow(*out(t), y * gate);
     }
-    states.store_state(token_row<float>(p_.ssm_state, slot_out(p_.slots, b_), channel_), h);
+    lane_states.store_state(token_row<float>(p_.ssm_state, slot, channel_), h);
   }
 
  private:
   __device__ __forceinline__ static int warp() { return static_cast<int>(threadIdx.x) / kWarpSize; }
   __device__ __forceinline__ static int lane() { return static_cast<int>(threadIdx.x) % kWarpSize; }
   __device__ __forceinline__ int tokens() const { return static_cast<int>(p_.tokens); }
+  __device__ __forceinline__ int states() const { return static_cast<int>(p_.states); }
   __device__ __forceinline__ int rank() const { return static_cast<int>(p_.rank); }
   __device__ __forceinline__ bool writes() const { return there_ && threadIdx.x % kGroupLanes == 0; }
   __device__ __forceinline__ T* out(int t) const {
-    return static_cast<T*>(p_.out) + (b_ * p_.tokens + t) * sizes_.channels + channel_;
+    return static_cast<T*>(p_.out) + int64_t(b_ * tokens() + t) * sizes_.channels + channel_;
   }
   __device__ __forceinline__ const T* z_at(int t) const { return token_row<const T>(p_.z, b_, t) + channel_; }
   __device__ __forceinline__ const T* u_at(int t) const {
-    return workspace_.u + (b_ * p_.tokens + t) * sizes_.channels + channel_;
+    return workspace_.u + int64_t(b_ * tokens() + t) * sizes_.channels + channel_;
   }
   // The lane's first element of dt_proj's row in a round.
   __device__ __forceinline__ static int rank_begin(int round) {
@@ -106,13 +108,13 @@ class MambaChannels {
   }
 
   __device__ __forceinline__ void prefetch_weights() const {
-    const int64_t channels = min(sizes_.channels - first_, int64_t(kGroupChannels));
+    const int channels = min(sizes_.channels - first_, kGroupChannels);
     const int64_t stride = p_.dt_proj.stride * sizeof(T);
     prefetch_rows(static_cast<const unsigned char*>(p_.dt_proj.data) + first_ * stride, stride,
-                  p_.rank * sizeof(T), channels);
-    const int64_t A_bytes = p_.A.is_f32 ? sizeof(float) : sizeof(T), A_stride = p_.A_stride * A_bytes;
-    prefetch_rows(static_cast<const unsigned char*>(p_.A.data) + first_ * A_stride, A_stride,
-                  p_.states * A_bytes, channels);
+                  rank() * static_cast<int>(sizeof(T)), channels);
+    const int size = p_.A.is_f32 ? sizeof(float) : sizeof(T);
+    prefetch_rows(static_cast<const unsigned char*>(p_.A.data) + first_ * p_.A_stride * size,
+                  p_.A_stride * size, states() * size, channels);
   }
 
   __device__ __forceinline__ void load_dt_proj() {
@@ -132,22 +134,21 @@ class MambaChannels {
 
   // Of the part (dt, B or C) that `i` is in.
   __device__ __forceinline__ void load_norms() const {
-    const int states = static_cast<int>(p_.states);
     for (int i = static_cast<int>(threadIdx.x); i < sizes_.outputs; i += kMambaThreads) {
-      const int part = i < rank() ? 0 : i < rank() + states ? 1 : 2;
+      const int part = i < rank() ? 0 : i < rank() + states() ? 1 : 2;
       const ParameterView& norm = p_.norms[part];
       inputs_.norms[i] = parameter<T>(norm.data, norm.is_f32, i - part_begin(part));
     }
   }
   __device__ __forceinline__ int part_begin(int part) const {
-    return part == 0 ? 0 : rank() + (part - 1) * static_cast<int>(p_.states);
+    return part == 0 ? 0 : rank() + (part - 1) * states();
   }
 
   // In order, so that the bits are always the same.
   __device__ __forceinline__ void add_slices() const {
     const int slices = static_cast<int>(sizes_.slices), slice_stride = sizes_.tokens * sizes_.stride;
     for (int i = static_cast<int>(threadIdx.x); i < tokens() * sizes_.stride; i += kMambaThreads) {
-      const float* part = workspace_.sums + b_ * p_.tokens * sizes_.stride + i;
+      const float* part = workspace_.sums + b_ * tokens() * sizes_.stride + i;
       float total = 0.0f;
       for (int left = slices; left > 0; left -= kFlight) {
         float parts[kFlight];
@@ -167,13 +168,22 @@ class MambaChannels {
   __device__ __forceinline__ void normalise() const {
     for (int i = warp(); i < 3 * tokens(); i += kMambaWarps) {
       const int part = i % 3, begin = part_begin(part);
-      const int size = part == 0 ? rank() : static_cast<int>(p_.states);
+      const int size = part == 0 ? rank() : states();
       float* values = inputs_.values + i / 3 * sizes_.stride + begin;
-      float squares = 0.0f;
-      for (int r = lane(); r < size; r += kWarpSize) squares += values[r] * values[r];
-      const float scale =
-          1.0f / sqrtf(warp_sum(squares) / static_cast<float>(size) + static_cast<float>(p_.eps));
-      for (int r = lane(); r < size; r += kWarpSize) values[r] *= scale * inputs_.norms[begin + r];
+      float held[kMambaMaxRank / kWarpSize], squares = 0.0f;
+#pragma unroll
+      for (int j = 0; j < kMambaMaxRank / kWarpSize; ++j) {
+        const int r = lane() + j * kWarpSize;
+        held[j] = r < size ? values[r] : 0.0f;
+        squares += held[j] * held[j];
+      }
+      const float mean = warp_sum(squares) * reciprocal_approx(static_cast<float>(size));
+      const float scale = rsqrt_approx(mean + static_cast<float>(p_.eps));
+#pragma unroll
+      for (int j = 0; j < kMambaMaxRank / kWarpSize; ++j) {
+        const int r = lane() + j * kWarpSize;
+        if (r < size) values[r] = held[j] * (scale * inputs_.norms[begin + r]);
+      }
     }
   }
 
@@ -201,9 +211,9 @@ class MambaChannels {
   const MambaSizes& sizes_;
   const MambaWorkspace<T> workspace_;
   const StepInputs inputs_;
-  const int64_t b_, first_;
+  const int b_, first_;
   const bool there_;
-  const int64_t channel_;
+  const int channel_;
   Pack<T, kPack> dt_proj_[kRounds];
 };
 

@@ -1,10 +1,9 @@
 // mamba_update's first blocks: the convolution of a slice of channels for all rows, and the slice's part of
 // x_proj.
 //
-// x and the conv states of all rows are copied to shared memory at once, so that a batch waits for memory no
-// longer than a row does; a thread has a channel. The slice of x_proj's weights goes from L2 straight to
-// registers, as in linear_few_rows.cuh: a warp has up to three tiles of 8 outputs, and half of its weights
-// are on their way while the convolution runs.
+// The slice of x_proj's weights is on its way to shared memory from the block's first instruction on. The
+// inputs of all rows follow at once, so that a batch waits for memory no longer than a row does. Then a
+// thread has a channel, u takes the place of x, and a warp multiplies up to three tiles of 8 outputs.
 #pragma once
 #include "cuda/conv_channels.cuh"
 #include "cuda/mamba_workspace.cuh"
@@ -13,25 +12,26 @@
 
 namespace hymba::cuda {
 
-// Two rows that lie 32 elements and a multiple of 64 apart have no bank in common, as an mma's lanes want it.
-constexpr int kSliceStride = kSliceChannels + 32;
-
 template <class T>
 struct SliceRows {
-  T* tokens;  // [B n, kSliceStride]: x, then u
-  T* states;  // [B (K - 1), kSliceStride]
-  __host__ __device__ SliceRows(SharedCarver& carve, int tokens, int states)
-      : tokens(carve.take<T>(tokens * kSliceStride)), states(carve.take<T>(states * kSliceStride)) {}
+  T* tokens;   // [kMambaTokens, kSliceChannels]: x, then u; zero where there is no token or channel
+  T* weights;  // [outputs, at least a tile, kSliceChannels]
+  T* states;   // [B (K - 1), kSliceChannels]
+  __host__ __device__ SliceRows(SharedCarver& carve, int weights, int states)
+      : tokens(carve.take<T>(kMambaTokens * kSliceChannels)),
+        weights(carve.take<T>(weights * kSliceChannels)),
+        states(carve.take<T>(states * kSliceChannels)) {}
 };
 
 template <class T>
 class MambaSlice {
+  using Conv = ConvChannels<T, 1, kMaxConvWidth>;
   static constexpr int kPack = 8;
   static constexpr int kTiles = 3;
-  static constexpr int kChunk = 4 * kPack;  // channels of a warp's round: of two mma
-  static constexpr int kRounds = 2, kParts = kSliceChannels / (kRounds * kChunk);
+  static constexpr int kSums = 2;  // of a tile, so that an mma waits for the one before the last
   static_assert(kTiles * kMambaWarps * kTileOutputs >= kMambaMaxRank + 2 * kMambaMaxStates);
   static_assert(kSliceChannels == kWarpSize * kPack, "a warp copies a row");
+  static_assert(kMambaWarps == 8, "a warp's rows have packs in the same places");
 
  public:
   __device__ MambaSlice(const MambaUpdateParams& p, const MambaSizes& sizes, void* workspace,
@@ -39,153 +39,161 @@ class MambaSlice {
       : p_(p),
         sizes_(sizes),
         workspace_(workspace, sizes),
-        rows_(carve_shared<SliceRows<T>>(shared, sizes.tokens, static_cast<int>(p.batch) * history())),
-        first_(static_cast<int64_t>(blockIdx.x) * kSliceChannels) {}
+        rows_(carve_shared<SliceRows<T>>(shared, weight_rows(sizes), state_rows(p))),
+        first_(static_cast<int>(blockIdx.x) * kSliceChannels) {}
+
+  __host__ __device__ static int weight_rows(const MambaSizes& sizes) {
+    return sizes.outputs > kTileOutputs ? sizes.outputs : kTileOutputs;
+  }
+  __host__ __device__ static int state_rows(const MambaUpdateParams& p) {
+    return static_cast<int>(p.batch * (p.filter.width - 1));
+  }
 
   __device__ __forceinline__ void run() {
-    prefetch_weights();
+    copy_weights();
+    prefetch_taps();
     wait_for_previous_grid();
-    copy_inputs();
-    Weights weights[2] = {load_weights(0), load_weights(1)};
-    convolve();
+    load_slots();
+    load_inputs();
+    Conv conv(p_.filter, channel() < sizes_.channels ? channel() : 0);
     __syncthreads();
-#pragma unroll
-    for (int part = 0; part < kParts; ++part) {
-      multiply(weights[part % 2], part);
-      if (part + 2 < kParts) weights[part % 2] = load_weights(part + 2);
-    }
+    for (int b = 0; b < p_.batch; ++b) convolve(conv, b);
+    wait_copies<0>();
+    __syncthreads();
+    multiply();
     store_sums();
     __syncthreads();
     if (threadIdx.x == 0) count_block(workspace_.slices_done);
   }
 
  private:
-  // Of kRounds rounds, for each tile of the warp.
-  struct Weights {
-    uint32_t at[kTiles][kRounds][kPack / 2];
-  };
-
   __device__ __forceinline__ static int warp() { return static_cast<int>(threadIdx.x) / kWarpSize; }
   __device__ __forceinline__ static int lane() { return static_cast<int>(threadIdx.x) % kWarpSize; }
+  __device__ __forceinline__ int tokens() const { return static_cast<int>(p_.tokens); }  // of a row
   __device__ __forceinline__ int history() const { return static_cast<int>(p_.filter.width) - 1; }
+  __device__ __forceinline__ int channel() const { return first_ + static_cast<int>(threadIdx.x); }
   __device__ __forceinline__ static int tile_output(int tile) {
     return (tile * kMambaWarps + warp()) * kTileOutputs;
   }
-  __device__ __forceinline__ const T* x_proj_row(int output) const {
-    return static_cast<const T*>(p_.x_proj.data) + output * p_.x_proj.stride + first_;
+
+  // Where pack `pack` of a row of tokens or weights lies: eight neighbouring rows have it in different banks.
+  __device__ __forceinline__ static int pack_offset(int row, int pack) {
+    return row * kSliceChannels + (pack ^ row % 8) * kPack;
   }
 
-  __device__ __forceinline__ void prefetch_weights() const {
-    const int64_t channels = min(sizes_.channels - first_, int64_t(kSliceChannels));
-    prefetch_rows(x_proj_row(0), p_.x_proj.stride * sizeof(T), channels * sizeof(T), sizes_.outputs);
-    const int64_t bytes = p_.filter.weight_is_f32 ? sizeof(float) : sizeof(T);
-    prefetch_rows(
-        static_cast<const unsigned char*>(p_.filter.weight) + first_ * p_.filter.weight_stride * bytes,
-        p_.filter.weight_stride * bytes, p_.filter.width * bytes, channels);
-  }
-
-  // Zeros for channels that are not there, and for the states of padding rows.
-  __device__ __forceinline__ void copy_inputs() const {
-    const int tokens = static_cast<int>(p_.tokens),
-              all = sizes_.tokens + static_cast<int>(p_.batch) * history();
-    const int64_t channel = first_ + lane() * kPack;
-    for (int row = warp(); row < all; row += kMambaWarps) {
-      const int state = row - sizes_.tokens;
-      const bool is_state = state >= 0;
-      const int b = is_state ? state / history() : row / tokens;
-      const bool there = channel < sizes_.channels && !(is_state && is_padding(p_.slots, b));
-      const T* from =
-          is_state ? token_row<const T>(p_.conv_state, there ? slot_in(p_.slots, b) : 0, state % history())
-                   : token_row<const T>(p_.x, b, row % tokens);
-      T* to = is_state ? rows_.states + state * kSliceStride : rows_.tokens + row * kSliceStride;
-      copy_async<16>(to + lane() * kPack, from + (there ? channel : 0), there);
+  // A warp has a row at a time, here and in load_inputs; zeros for channels that are not there.
+  __device__ __forceinline__ void copy_weights() const {
+    const bool there = first_ + lane() * kPack < sizes_.channels;
+    const T* from = static_cast<const T*>(p_.x_proj.data) + warp() * p_.x_proj.stride;
+    if (there) from += first_ + lane() * kPack;
+    T* to = rows_.weights + pack_offset(warp(), lane());
+    for (int output = warp(); output < weight_rows(sizes_); output += kMambaWarps) {
+      copy_async<16>(to, from, there && output < sizes_.outputs);
+      from += kMambaWarps * p_.x_proj.stride;
+      to += kMambaWarps * kSliceChannels;
     }
     commit_copies();
   }
 
-  __device__ __forceinline__ void convolve() const {
-    const int64_t channel = first_ + threadIdx.x;
-    const bool there = channel < sizes_.channels;
-    ConvChannels<T, 1, kMaxConvWidth> conv(p_.filter, there ? channel : 0);
-    wait_copies<0>();
-    __syncthreads();
-    for (int b = 0; there && b < p_.batch; ++b)
-      if (!is_padding(p_.slots, b)) convolve_row(conv, b, channel);
+  __device__ __forceinline__ void prefetch_taps() const {
+    const int size = p_.filter.weight_is_f32 ? sizeof(float) : sizeof(T);
+    const int64_t stride = p_.filter.weight_stride * size;
+    prefetch_rows(static_cast<const unsigned char*>(p_.filter.weight) + first_ * stride, stride,
+                  (history() + 1) * size, min(sizes_.channels - first_, kSliceChannels));
   }
 
-  // u takes the place of x; that of a padding row stays x, and nobody reads what comes of it.
-  __device__ __forceinline__ void convolve_row(ConvChannels<T, 1, kMaxConvWidth>& conv, int b,
-                                               int64_t channel) const {
-    using Value = Pack<T, 1>;
-    const T* state = rows_.states + b * history() * kSliceStride + threadIdx.x;
-    conv.fill([&](int distance) { return Value{state[(history() - distance) * kSliceStride]}; });
-    const int tokens = static_cast<int>(p_.tokens);
-    T* value = rows_.tokens + b * tokens * kSliceStride + threadIdx.x;
-    T* u = workspace_.u + b * tokens * sizes_.channels + channel;
-    for (int t = 0; t < tokens; ++t) {
-      *u = *value = conv.template next<true>(Value{*value})[0];
-      value += kSliceStride;
+  // Lane b gets row b's.
+  __device__ __forceinline__ void load_slots() {
+    if (lane() < p_.batch && !is_padding(p_.slots, lane()))
+      slot_ = static_cast<int>(slot_in(p_.slots, lane()));
+  }
+  // Negative for padding. The whole warp calls.
+  __device__ __forceinline__ int slot(int b) const { return __shfl_sync(kFullWarp, slot_, b); }
+
+  __device__ __forceinline__ void load_inputs() const {
+    const int first_channel = first_ + lane() * kPack;
+    const bool there = first_channel < sizes_.channels;
+    const unsigned per_row = static_cast<unsigned>(tokens()), states = static_cast<unsigned>(history());
+#pragma unroll
+    for (int i = 0; i < kMambaTokens / kMambaWarps; ++i) {
+      const unsigned token = warp() + i * kMambaWarps;
+      Pack<T, kPack> x{};
+      if (there && token < static_cast<unsigned>(sizes_.tokens))
+        x = load<kPack>(token_row<const T>(p_.x, token / per_row, token % per_row) + first_channel);
+      store(rows_.tokens + pack_offset(token, lane()), x);
+    }
+#pragma unroll 4
+    for (unsigned row = warp(); row < static_cast<unsigned>(state_rows(p_)); row += kMambaWarps) {
+      const int from = slot(row / states);
+      Pack<T, kPack> state{};
+      if (there && from >= 0)
+        state = load<kPack>(token_row<const T>(p_.conv_state, from, row % states) + first_channel);
+      store(rows_.states + row * kSliceChannels + lane() * kPack, state);
+    }
+  }
+
+  // What follows from a padding row's x nobody reads.
+  __device__ __forceinline__ void convolve(Conv& conv, int b) const {
+    const int slot = this->slot(b);
+    if (slot < 0 || channel() >= sizes_.channels) return;
+    const T* states = rows_.states + b * history() * kSliceChannels + threadIdx.x;
+    conv.fill([&](int distance) { return Pack<T, 1>{states[(history() - distance) * kSliceChannels]}; });
+    T* u = workspace_.u + int64_t(b * tokens()) * sizes_.channels + channel();
+#pragma unroll 1
+    for (int token = b * tokens(); token < (b + 1) * tokens(); ++token) {
+      T& value =
+          rows_.tokens[pack_offset(token, static_cast<int>(threadIdx.x) / kPack) + threadIdx.x % kPack];
+      *u = value = conv.template next<true>(Pack<T, 1>{value})[0];
       u += sizes_.channels;
     }
-    T* new_state = token_row<T>(p_.conv_state, slot_out(p_.slots, b), 0) + channel;
+    T* new_state = token_row<T>(p_.conv_state, slot, 0) + channel();
 #pragma unroll
-    for (int distance = 1; distance < kMaxConvWidth; ++distance)
-      if (distance <= history())
-        new_state[(history() - distance) * p_.conv_state.token_stride] = conv.last(distance)[0];
+    for (int distance = kMaxConvWidth - 1; distance > 0; --distance) {
+      if (distance > history()) continue;
+      *new_state = conv.last(distance)[0];
+      new_state += p_.conv_state.token_stride;
+    }
   }
 
-  // The lane's packs of kRounds rounds from `round` on: 8 neighbouring channels of one output, which two mma
-  // take apart as they do u's. Zeros where there is no output or channel.
-  __device__ __forceinline__ Weights load_weights(int part) const {
-    Weights weights{};
+  __device__ __forceinline__ void multiply() {
+    // The rows that the lane names to load_matrices: of tokens 16, of outputs 8. In place of outputs that are
+    // not there, others with the same banks.
+    const int token = lane() % 16, token_pack = lane() / 16, weight_pack = lane() / 8;
+    int output[kTiles];
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
-      const int output = tile_output(tile) + lane() / 4;
-#pragma unroll
-      for (int i = 0; i < kRounds; ++i) {
-        const int offset = (part * kRounds + i) * kChunk + lane() % 4 * kPack;
-        if (output >= sizes_.outputs || first_ + offset >= sizes_.channels) continue;
-        const auto pack = load_constant<kPack>(x_proj_row(output) + offset);
-        memcpy(weights.at[tile][i], &pack, sizeof pack);
-      }
+      output[tile] = tile_output(tile) + lane() % 8;
+      const int behind = output[tile] - weight_rows(sizes_);
+      if (behind >= 0) output[tile] -= (behind / kTileOutputs + 1) * kTileOutputs;
     }
-    return weights;
-  }
-
-  __device__ __forceinline__ void load_token(uint32_t (&registers)[kPack / 2], int token, int offset) const {
-    Pack<T, kPack> pack{};
-    if (token < sizes_.tokens) pack = load<kPack>(rows_.tokens + token * kSliceStride + offset);
-    memcpy(registers, &pack, sizeof pack);
-  }
-
-  __device__ __forceinline__ void multiply(const Weights& weights, int part) {
 #pragma unroll
-    for (int i = 0; i < kRounds; ++i) {
-      const int offset = (part * kRounds + i) * kChunk + lane() % 4 * kPack;
-      uint32_t low[kPack / 2], high[kPack / 2];
-      load_token(low, lane() / 4, offset);
-      load_token(high, lane() / 4 + 8, offset);
+    for (int pack = 0; pack < kSliceChannels / kPack; pack += 4) {
+      uint32_t u[2][4];
+      load_matrices(u[0], rows_.tokens + pack_offset(token, pack ^ token_pack));
+      load_matrices(u[1], rows_.tokens + pack_offset(token, (pack + 2) ^ token_pack));
 #pragma unroll
-      for (int step = 0; step < 2; ++step) {
-        const uint32_t u[4] = {low[2 * step], high[2 * step], low[2 * step + 1], high[2 * step + 1]};
-#pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile)
-          mma<T>(sums_[tile], u, weights.at[tile][i][2 * step], weights.at[tile][i][2 * step + 1]);
+      for (int tile = 0; tile < kTiles; ++tile) {
+        uint32_t weights[4];
+        load_matrices(weights, rows_.weights + pack_offset(output[tile], pack ^ weight_pack));
+        mma<T>(sums_[tile][0], u[0], weights[0], weights[1]);
+        mma<T>(sums_[tile][1], u[1], weights[2], weights[3]);
       }
     }
   }
 
   __device__ __forceinline__ void store_sums() const {
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      if (tile_output(tile) >= sizes_.stride) continue;
+    for (int half = 0; half < 2; ++half) {
+      const int token = lane() / 4 + half * 8;
+      if (token >= sizes_.tokens) continue;
+      float* row = workspace_.sums + (int64_t(blockIdx.x) * sizes_.tokens + token) * sizes_.stride;
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int token = lane() / 4 + half * 8;
-        if (token >= sizes_.tokens) continue;
-        float* row = workspace_.sums + (int64_t(blockIdx.x) * sizes_.tokens + token) * sizes_.stride;
-        store(row + tile_output(tile) + lane() % 4 * 2,
-              Pack<float, 2>{{sums_[tile][2 * half], sums_[tile][2 * half + 1]}});
+      for (int tile = 0; tile < kTiles; ++tile) {
+        if (tile_output(tile) >= sizes_.outputs) continue;
+        Pack<float, 2> sum;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) sum[i] = sums_[tile][0][2 * half + i] + sums_[tile][1][2 * half + i];
+        store(row + tile_output(tile) + lane() % 4 * 2, sum);
       }
     }
   }
@@ -194,8 +202,9 @@ class MambaSlice {
   const MambaSizes& sizes_;
   const MambaWorkspace<T> workspace_;
   const SliceRows<T> rows_;
-  const int64_t first_;
-  float sums_[kTiles][4] = {};
+  const int first_;
+  int slot_ = static_cast<int>(kPaddingSlot);
+  float sums_[kTiles][kSums][4] = {};
 };
 
 }  // namespace hymba::cuda

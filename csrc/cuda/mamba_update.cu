@@ -16,23 +16,23 @@
 namespace hymba::cuda {
 namespace {
 
-// launch: mamba_update_kernel<*> threads 256, shared 2304
+// launch: mamba_update_kernel<*> threads 256, shared 77312
 template <class T, bool kPacks>
 __global__ void __launch_bounds__(kMambaThreads, 2) mamba_update_kernel(MambaUpdateParams p) {
   HYMBA_DYNAMIC_SHARED(shared);
   start_next_grid();
   const MambaSizes sizes(p);
-  if (blockIdx.x < sizes.slices) {
+  const int block = static_cast<int>(blockIdx.x);
+  if (block < sizes.slices) {
     MambaSlice<T>(p, sizes, p.workspace, shared).run();
   } else {
-    MambaChannels<T, kPacks>(p, sizes, p.workspace, shared, blockIdx.x - sizes.slices).run();
+    MambaChannels<T, kPacks>(p, sizes, p.workspace, shared, block - sizes.slices).run();
   }
 }
 
 template <class T>
 size_t dynamic_shared_bytes(const MambaUpdateParams& p, const MambaSizes& sizes) {
-  const int states = static_cast<int>(p.batch * (p.filter.width - 1));
-  return std::max(shared_bytes<SliceRows<T>>(sizes.tokens, states),
+  return std::max(shared_bytes<SliceRows<T>>(MambaSlice<T>::weight_rows(sizes), MambaSlice<T>::state_rows(p)),
                   shared_bytes<StepInputs>(static_cast<int>(p.tokens), sizes.stride));
 }
 
@@ -53,8 +53,8 @@ int launch_blocks(const MambaUpdateParams& p, void* stream) {
 }  // namespace
 
 bool runs_mamba_update(const MambaUpdateParams& p) {
-  return p.batch * p.tokens <= kMambaTokens && p.rank <= kMambaMaxRank && p.states <= kMambaMaxStates &&
-         with_dtype(p.dtype, [&](auto t) {
+  return p.batch * p.tokens <= kMambaTokens && p.filter.channels <= INT32_MAX / 2 &&
+         p.rank <= kMambaMaxRank && p.states <= kMambaMaxStates && with_dtype(p.dtype, [&](auto t) {
            using T = decltype(t);
            return sizeof(T) == 2 && p.filter.channels % 8 == 0 && rows_in_packs<T, 8>(p.x) &&
                   rows_in_packs<T, 8>(p.conv_state) &&

@@ -18,20 +18,20 @@ constexpr int kSliceChannels = kMambaThreads;
 constexpr int kGroupLanes = 4, kGroupChannels = kMambaThreads / kGroupLanes;
 
 struct MambaSizes {
-  int64_t slices, groups, channels;
+  int channels, slices, groups;
   int tokens;   // of all rows
   int outputs;  // of x_proj: R + 2 N
   int stride;   // between rows of sums: whole tiles
 
   __host__ __device__ explicit MambaSizes(const MambaUpdateParams& p)
-      : slices(divide_up(p.filter.channels, kSliceChannels)),
-        groups(divide_up(p.filter.channels, kGroupChannels)),
-        channels(p.filter.channels),
+      : channels(static_cast<int>(p.filter.channels)),
+        slices((channels + kSliceChannels - 1) / kSliceChannels),
+        groups((channels + kGroupChannels - 1) / kGroupChannels),
         tokens(static_cast<int>(p.batch * p.tokens)),
         outputs(static_cast<int>(p.rank + 2 * p.states)),
-        stride(static_cast<int>(divide_up(outputs, kTileOutputs)) * kTileOutputs) {}
+        stride((outputs + kTileOutputs - 1) / kTileOutputs * kTileOutputs) {}
 
-  __host__ __device__ int64_t sum_count() const { return slices * tokens * stride; }
+  __host__ __device__ int64_t sum_count() const { return int64_t(slices) * tokens * stride; }
 };
 
 template <class T>
@@ -48,17 +48,19 @@ struct MambaWorkspace {
         u(reinterpret_cast<T*>(sums + sizes.sum_count())) {}
 
   static size_t bytes(const MambaSizes& sizes) {
-    return kCounterBytes + sizes.sum_count() * sizeof(float) + sizes.tokens * sizes.channels * sizeof(T);
+    return kCounterBytes + sizes.sum_count() * sizeof(float) + sizeof(T) * sizes.tokens * sizes.channels;
   }
 };
 
-// Brings rows of weights to the L2 cache, `bytes` of each, `stride` apart. All threads of the block.
-__device__ __forceinline__ void prefetch_rows(const void* first, int64_t stride, int64_t bytes,
-                                              int64_t rows) {
-  constexpr int64_t kLine = 128;
-  const int64_t lines = divide_up(bytes, kLine);
-  for (int64_t i = threadIdx.x; i < rows * lines; i += kMambaThreads)
-    prefetch_to_l2(static_cast<const unsigned char*>(first) + i / lines * stride + i % lines * kLine);
+// Brings rows of weights to the L2 cache, `bytes` of each, `stride` bytes apart. All threads of the block.
+__device__ __forceinline__ void prefetch_rows(const void* first, int64_t stride, int bytes, int rows) {
+  constexpr int kLine = 128, kRowThreads = 4;
+  const int thread = static_cast<int>(threadIdx.x);
+#pragma unroll 1
+  for (int row = thread / kRowThreads; row < rows; row += kMambaThreads / kRowThreads)
+#pragma unroll 1
+    for (int at = thread % kRowThreads * kLine; at < bytes; at += kRowThreads * kLine)
+      prefetch_to_l2(static_cast<const unsigned char*>(first) + row * stride + at);
 }
 
 }  // namespace hymba::cuda

@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T>)
   const States states(there ? static_cast<int>(in.states) : 0);
   typename States::Row h, A;
   states.load_changing(h, token_row<const C>(p.state, slot_in(p.slots, b), channel));
-  states.template load_rates<T>(A, in.A, in.A_is_f32, channel * in.A_stride);
+  states.template load_rates<T>(A, in.A, in.A_is_f32, in.A_stride, channel);
   const C dt_bias = parameter<T>(in.dt_bias, in.dt_bias_is_f32, channel);
   const C skip = parameter<T>(in.D, in.D_is_f32, channel);
   const T *x_at = token_row<const T>(in.x, b, 0) + channel,

@@ -50,13 +50,15 @@ class LaneStates {
       if (left(j) > 0) store_run<kPacks>(row + begin(j), state[j], left(j));
   }
 
-  // Row `offset` of A, which is of type T or float, times log2 e: as `advance` takes it.
+  // Of the rows of A, which are of type T or float and `stride` apart, the channel's, times log2 e: as
+  // `advance` takes it.
   template <class T>
-  __device__ __forceinline__ void load_rates(Row& out, const void* A, bool is_f32, int64_t offset) const {
+  __device__ __forceinline__ void load_rates(Row& out, const void* A, bool is_f32, int64_t stride,
+                                             int64_t channel) const {
     if (is_f32) {
-      load_row(out, static_cast<const float*>(A) + offset);
+      load_row(out, static_cast<const float*>(A) + channel * stride);
     } else {
-      load_row(out, static_cast<const T*>(A) + offset);
+      load_row(out, static_cast<const T*>(A) + channel * stride);
     }
 #pragma unroll
     for (auto& part : out)
