@@ -47,7 +47,7 @@ STABLE_TORCH_LIBRARY(hymba_ops, m) {
       "Tensor? "
       "conv_bias, Tensor x_proj_weight, Tensor dt_proj_weight, Tensor dt_bias, Tensor A, Tensor D, Tensor? "
       "dt_norm, "
-      "Tensor? B_norm, Tensor? C_norm, float eps, Tensor? slots) -> Tensor");
+      "Tensor? B_norm, Tensor? C_norm, float eps, Tensor? slots, Tensor(c!)? counters) -> Tensor");
 
   // Join.
   m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");

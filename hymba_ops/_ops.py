@@ -146,6 +146,7 @@ def _mamba_update(
     x: Tensor, z: Tensor, conv_state: Tensor, ssm_state: Tensor, conv_weight: Tensor, conv_bias: Tensor | None,
     x_proj_weight: Tensor, dt_proj_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, dt_norm: Tensor | None,
     B_norm: Tensor | None, C_norm: Tensor | None, eps: float, slots: Tensor | None,
+    counters: Tensor | None,
 ) -> Tensor:  # fmt: skip
     return x.new_empty(x.shape)
 

@@ -196,6 +196,7 @@ def _ssm(mixer: HybridMixer, x: Tensor, z: Tensor, cache: LayerCache, slots: Ten
         **norms,
         eps=config.rms_norm_eps,
         slots=slots,
+        counters=cache.counters,
     )
 
 

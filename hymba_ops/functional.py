@@ -275,6 +275,7 @@ def mamba_update(
     C_norm: Tensor | None = None,
     eps: float = 1e-6,
     slots: Tensor | None = None,
+    counters: Tensor | None = None,
 ) -> Tensor:
     """The SSM branch of the next 1 to 16 tokens, from its input to its gated output; both states change in place.
 
@@ -294,6 +295,7 @@ def mamba_update(
         dt_norm, B_norm, C_norm: the norms' weights [R], [N] and [N], x's dtype or float32; all None for no norms.
         slots: int32 [B], each row's row of both states; None for row b. -1 marks a padding row, which is skipped (its
             output is zero). No slot may be named twice.
+        counters: as in `gated_mlp`.
 
     Returns:
         x's shape and dtype.
@@ -305,7 +307,7 @@ def mamba_update(
     )  # fmt: skip
     return _ops.call(
         "mamba_update", x, z, conv_state, ssm_state, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, dt_bias, A,
-        D, dt_norm, B_norm, C_norm, eps, slots,
+        D, dt_norm, B_norm, C_norm, eps, slots, counters,
     )  # fmt: skip
 
 

@@ -95,13 +95,16 @@ def test_matches_reference(ops, B, n, layout, dtype):
 @pytest.mark.parametrize(
     "C,N,R,K,single_ops",
     [
-        pytest.param(160, 4, 5, 4, 0, id="tiny"),
+        pytest.param(160, 4, 8, 4, 0, id="tiny"),
         pytest.param(1536, 16, 48, 4, 0, id="125m"),
         pytest.param(520, 16, 100, 4, 0, id="1.5b"),
-        pytest.param(8, 1, 1, 2, 0, id="least"),
+        pytest.param(8, 4, 4, 2, 0, id="least"),
+        pytest.param(8, 1, 1, 2, 7, id="one-state"),
         pytest.param(64, 16, 128, 8, 0, id="most"),
-        pytest.param(248, 12, 66, 3, 0, id="odd-rank"),
-        pytest.param(264, 7, 12, 1, 0, id="odd-states"),
+        pytest.param(248, 12, 68, 3, 0, id="248"),
+        pytest.param(248, 12, 66, 3, 7, id="rank-not-in-packs"),
+        pytest.param(264, 8, 12, 1, 0, id="no-history"),
+        pytest.param(264, 7, 12, 1, 7, id="states-not-in-packs"),
         pytest.param(4360, 4, 8, 2, 0, id="many-slices"),
         pytest.param(64, 17, 8, 4, 7, id="too-many-states"),
         pytest.param(64, 16, 132, 4, 7, id="too-high-rank"),
@@ -167,7 +170,7 @@ def tokens_of(inputs, tokens, rows=slice(None)):
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("R", [12, 13])
+@pytest.mark.parametrize("R", [12, 128])
 def test_bits_depend_on_neither_step_nor_batch_nor_layout(ops, R, dtype):
     if ops is F and DEVICE == "cpu" and not own_products(dtype):
         pytest.skip("the library's products round as they like")
@@ -219,6 +222,17 @@ def test_equals_the_single_ops():
     assert torch.equal(states[0], conv_state) and torch.equal(states[1], ssm_state)
 
 
+@pytest.mark.parametrize("slots", [(2, 0, 1), (-1, 1, 0), (-1, -1, -1)], ids=str)
+def test_counters_may_be_the_callers(ops, slots):
+    """They serve one call after the other, and are zeros again after each."""
+    inputs = make_inputs(3, 2, C=264) | {"slots": int32(*slots)}
+    expected, counters = run(ops.mamba_update, inputs), torch.zeros(5, dtype=torch.int32)
+    for _ in range(2):
+        for a, e in zip(run(ops.mamba_update, inputs, counters=counters), expected, strict=True):
+            assert torch.equal(a, e)
+        assert not counters.any()
+
+
 def test_no_rows(ops):
     out, conv_state, ssm_state = run(ops.mamba_update, make_inputs(0, 2))
     assert out.shape == (0, 2, 64) and conv_state.shape == (0, 3, 64) and ssm_state.shape == (0, 64, 16)
@@ -229,17 +243,18 @@ def test_threads_do_not_change_bits():
     assert_threads_do_not_matter(lambda: run(F.mamba_update, inputs)[0])
 
 
-def ordered(inputs, slots=None, eps=1e-6):
+def ordered(inputs, slots=None, eps=1e-6, counters=None):
     """Positional arguments of torch.ops.hymba_ops.mamba_update."""
     names = [n for n in inputs if n not in NORMS]
-    return [*(inputs[n] for n in names), *(inputs.get(n) for n in NORMS), eps, slots]
+    return [*(inputs[n] for n in names), *(inputs.get(n) for n in NORMS), eps, slots, counters]
 
 
 @pytest.mark.parametrize("norms", [True, False])
 def test_opcheck(norms):
-    for B, n, slots in ((3, 2, int32(0, 3, -1)), (3, None, None)):
-        inputs = make_inputs(B, n, dtype=torch.float32, norms=norms, rows=B if slots is None else 5)
-        torch.library.opcheck(torch.ops.hymba_ops.mamba_update.default, ordered(inputs, slots))
+    for n, slots, counters in ((2, int32(0, 3, -1), None), (None, None, torch.zeros(2, dtype=torch.int32))):
+        inputs = make_inputs(3, n, dtype=torch.float32, norms=norms, rows=3 if slots is None else 5)
+        arguments = ordered(inputs, slots, counters=counters)
+        torch.library.opcheck(torch.ops.hymba_ops.mamba_update.default, arguments)
 
 
 def test_compiles_with_the_states_changed_in_place():
@@ -311,6 +326,8 @@ BAD_INPUTS = [
     ),
     bad_input({"slots": int32(1, 1, 0)}, ValueError, r"slots must name each slot once, got slot 1 in rows 0 and 1"),
     bad_input({"slots": int32(1, 0)}, ValueError, r"slots must have shape \[B\] = \[3\], got \[2\]"),
+    bad_input({"counters": int32(0)}, ValueError, r"counters must have at least 2 elements, got \[1\]"),
+    bad_input({"counters": torch.zeros(2)}, ValueError, r"counters must be int32, got float32"),
     bad_input({"D": torch.zeros(64).requires_grad_()}, ValueError, r"D must not require grad"),
     bad_input(
         {"x_proj_weight": torch.zeros(40, 64, device="meta")}, ValueError, r"x_proj_weight must be on x's device"

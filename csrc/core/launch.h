@@ -45,18 +45,26 @@ bool runs_on_cuda(const Tensor& like, const Params& params,
   return takes(params);
 }
 
-// `launch` for an op whose CUDA kernels share a workspace, as large as `workspace_bytes` says.
+// The same for kernels that share a workspace, as large as `workspace_bytes` says.
 template <class Params>
-void launch(const Tensor& like, Params params, void (*cpu_kernel)(const Params&),
-            std::type_identity_t<int (*)(const Params&, void*)> cuda_launch,
-            std::type_identity_t<size_t (*)(const Params&)> workspace_bytes) {
+void launch_cuda(const Tensor& like, Params params,
+                 std::type_identity_t<int (*)(const Params&, void*)> cuda_launch,
+                 std::type_identity_t<size_t (*)(const Params&)> workspace_bytes) {
   std::optional<Tensor> workspace;  // lives until the launch; the allocator then keeps it for this stream
-  if (!like.is_cpu() && workspace_bytes != nullptr) {
+  if (workspace_bytes != nullptr) {
     const auto bytes = static_cast<int64_t>(workspace_bytes(params));
     workspace = new_tensor(like, {bytes}, torch::headeronly::ScalarType::Byte);
     params.workspace = workspace->mutable_data_ptr();
   }
-  launch(like, static_cast<const Params&>(params), cpu_kernel, cuda_launch);
+  launch_cuda(like, static_cast<const Params&>(params), cuda_launch);
+}
+
+template <class Params>
+void launch(const Tensor& like, const Params& params, void (*cpu_kernel)(const Params&),
+            std::type_identity_t<int (*)(const Params&, void*)> cuda_launch,
+            std::type_identity_t<size_t (*)(const Params&)> workspace_bytes) {
+  if (like.is_cpu()) return cpu_kernel(params);
+  launch_cuda(like, params, cuda_launch, workspace_bytes);
 }
 
 }  // namespace hymba

@@ -77,14 +77,4 @@ int launch_kernel(void (*kernel)(Parameters...), const LaunchShape& shape, [[may
 #endif
 }
 
-// Zeros, on the stream, in device memory; a cudaError_t as int.
-inline int clear_bytes(void* p, size_t bytes, [[maybe_unused]] void* stream) {
-#ifdef __CUDACC__
-  return cudaMemsetAsync(p, 0, bytes, static_cast<cudaStream_t>(stream));
-#else
-  memset(p, 0, bytes);
-  return cudaSuccess;
-#endif
-}
-
 }  // namespace hymba::cuda

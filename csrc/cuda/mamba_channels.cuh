@@ -19,14 +19,13 @@ struct StepInputs {
       : values(carve.take<float>(tokens * stride)), norms(carve.take<float>(stride)) {}
 };
 
-// kPacks: dt_proj, A and the states are in rows that can be read in packs of four, rank and states whole
-// packs.
-template <class T, bool kPacks>
+// dt_proj, A and the states are in rows that can be read in packs of four; rank and states are whole packs.
+template <class T>
 class MambaChannels {
   static constexpr int kPack = 4;
   static constexpr int kRounds = kMambaMaxRank / (kPack * kGroupLanes);  // of dt_proj's row in a lane
   static constexpr int kFlight = 16;                                     // slices whose sums are on their way
-  using States = LaneStates<float, kPacks, kGroupLanes, kMambaMaxStates / (kPack * kGroupLanes)>;
+  using States = LaneStates<float, true, kGroupLanes, kMambaMaxStates / (kPack * kGroupLanes)>;
   using Row = typename States::Row;
 
  public:
@@ -45,25 +44,35 @@ class MambaChannels {
   __device__ __forceinline__ void run() {
     prefetch_weights();
     wait_for_previous_grid();
-    const int64_t slot = slot_in(p_.slots, b_);
     if (is_padding(p_.slots, b_)) {
+      wait_for_slices();
       for (int t = 0; t < tokens(); ++t)
         if (writes()) *out(t) = T{};
-      return;
+    } else {
+      step();
     }
+    if (threadIdx.x == 0) leave();
+  }
+
+ private:
+  __device__ __forceinline__ void step() {
+    const int64_t slot = slot_in(p_.slots, b_);
     // Lanes behind the last channel go along, since sums take whole warps. They read channel 0, but no state.
     const States lane_states(there_ ? states() : 0);
     Row h, A;
+    load_dt_proj();
     lane_states.load_changing(h, token_row<const float>(p_.ssm_state, slot, channel_));
     lane_states.template load_rates<T>(A, p_.A.data, p_.A.is_f32, p_.A_stride, channel_);
-    load_dt_proj();
+    // One lane loads dt_bias, its neighbour D.
+    const int first_lane = lane() / kGroupLanes * kGroupLanes;
+    const ParameterView& parameters = lane() == first_lane ? p_.dt_bias : p_.D;
+    const float loaded = parameter<T>(parameters.data, parameters.is_f32, channel_);
+    const float dt_bias = __shfl_sync(kFullWarp, loaded, first_lane);
+    const float skip = __shfl_sync(kFullWarp, loaded, first_lane + 1);
     load_norms();
-    const float dt_bias = parameter<T>(p_.dt_bias.data, p_.dt_bias.is_f32, channel_);
-    const float skip = parameter<T>(p_.D.data, p_.D.is_f32, channel_);
     T z = *z_at(0);
 
-    if (threadIdx.x == 0) wait_for_blocks(workspace_.slices_done, static_cast<uint32_t>(sizes_.slices));
-    __syncthreads();
+    wait_for_slices();
     T u = *u_at(0);
     add_slices();
     __syncthreads();
@@ -88,7 +97,16 @@ class MambaChannels {
     lane_states.store_state(token_row<float>(p_.ssm_state, slot, channel_), h);
   }
 
- private:
+  __device__ __forceinline__ void wait_for_slices() const {
+    if (threadIdx.x == 0) wait_for_blocks(&p_.counters[kSlicesDone], static_cast<uint32_t>(sizes_.slices));
+    __syncthreads();
+  }
+  // Nobody waits any more once all have come here.
+  __device__ __forceinline__ void leave() const {
+    if (count_block(&p_.counters[kGroupsDone]) == gridDim.x - sizes_.slices - 1)
+      p_.counters[kSlicesDone] = p_.counters[kGroupsDone] = 0;
+  }
+
   __device__ __forceinline__ static int warp() { return static_cast<int>(threadIdx.x) / kWarpSize; }
   __device__ __forceinline__ static int lane() { return static_cast<int>(threadIdx.x) % kWarpSize; }
   __device__ __forceinline__ int tokens() const { return static_cast<int>(p_.tokens); }
@@ -122,13 +140,7 @@ class MambaChannels {
 #pragma unroll
     for (int round = 0; round < kRounds; ++round) {
       const int r = rank_begin(round);
-      if constexpr (kPacks) {
-        if (r < rank()) dt_proj_[round] = load_constant<kPack>(row + r);
-      } else {
-#pragma unroll
-        for (int i = 0; i < kPack; ++i)
-          if (r + i < rank()) dt_proj_[round][i] = row[r + i];
-      }
+      if (r < rank()) dt_proj_[round] = load_constant<kPack>(row + r);
     }
   }
 
@@ -193,16 +205,10 @@ class MambaChannels {
 #pragma unroll
     for (int round = 0; round < kRounds; ++round) {
       const int r = rank_begin(round);
-      if constexpr (kPacks) {
-        if (r >= rank()) continue;
-        const auto pack = load<kPack>(values + r);
+      if (r >= rank()) continue;
+      const auto pack = load<kPack>(values + r);
 #pragma unroll
-        for (int i = 0; i < kPack; ++i) sums[i] += widen(dt_proj_[round][i]) * pack[i];
-      } else {
-#pragma unroll
-        for (int i = 0; i < kPack; ++i)
-          if (r + i < rank()) sums[i] += widen(dt_proj_[round][i]) * values[r + i];
-      }
+      for (int i = 0; i < kPack; ++i) sums[i] += widen(dt_proj_[round][i]) * pack[i];
     }
     return (sums[0] + sums[1]) + (sums[2] + sums[3]);
   }

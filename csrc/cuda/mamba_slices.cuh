@@ -50,12 +50,12 @@ class MambaSlice {
   }
 
   __device__ __forceinline__ void run() {
-    copy_weights();
-    prefetch_taps();
+    prefetch_weights();
     wait_for_previous_grid();
-    load_slots();
-    load_inputs();
+    if (lane() < p_.batch) slot_ = static_cast<int>(slot_in(p_.slots, lane()));
+    copy_weights();
     Conv conv(p_.filter, channel() < sizes_.channels ? channel() : 0);
+    load_inputs();
     __syncthreads();
     for (int b = 0; b < p_.batch; ++b) convolve(conv, b);
     wait_copies<0>();
@@ -63,7 +63,7 @@ class MambaSlice {
     multiply();
     store_sums();
     __syncthreads();
-    if (threadIdx.x == 0) count_block(workspace_.slices_done);
+    if (threadIdx.x == 0) count_block(&p_.counters[kSlicesDone]);
   }
 
  private:
@@ -81,6 +81,16 @@ class MambaSlice {
     return row * kSliceChannels + (pack ^ row % 8) * kPack;
   }
 
+  __device__ __forceinline__ void prefetch_weights() const {
+    const int channels = min(sizes_.channels - first_, kSliceChannels);
+    prefetch_rows(static_cast<const T*>(p_.x_proj.data) + first_, p_.x_proj.stride * sizeof(T),
+                  channels * static_cast<int>(sizeof(T)), sizes_.outputs);
+    const int size = p_.filter.weight_is_f32 ? sizeof(float) : sizeof(T);
+    const int64_t stride = p_.filter.weight_stride * size;
+    prefetch_rows(static_cast<const unsigned char*>(p_.filter.weight) + first_ * stride, stride,
+                  (history() + 1) * size, channels);
+  }
+
   // A warp has a row at a time, here and in load_inputs; zeros for channels that are not there.
   __device__ __forceinline__ void copy_weights() const {
     const bool there = first_ + lane() * kPack < sizes_.channels;
@@ -95,41 +105,46 @@ class MambaSlice {
     commit_copies();
   }
 
-  __device__ __forceinline__ void prefetch_taps() const {
-    const int size = p_.filter.weight_is_f32 ? sizeof(float) : sizeof(T);
-    const int64_t stride = p_.filter.weight_stride * size;
-    prefetch_rows(static_cast<const unsigned char*>(p_.filter.weight) + first_ * stride, stride,
-                  (history() + 1) * size, min(sizes_.channels - first_, kSliceChannels));
+  // Of row b, negative for padding. The whole warp calls.
+  __device__ __forceinline__ int slot(int b) const {
+    const int slot = __shfl_sync(kFullWarp, slot_, b);
+    return slot < p_.slots.count ? slot : -1;
   }
 
-  // Lane b gets row b's.
-  __device__ __forceinline__ void load_slots() {
-    if (lane() < p_.batch && !is_padding(p_.slots, lane()))
-      slot_ = static_cast<int>(slot_in(p_.slots, lane()));
-  }
-  // Negative for padding. The whole warp calls.
-  __device__ __forceinline__ int slot(int b) const { return __shfl_sync(kFullWarp, slot_, b); }
-
+  // Everything is on its way before anything is waited for.
   __device__ __forceinline__ void load_inputs() const {
+    constexpr int kTokens = kMambaTokens / kMambaWarps, kStates = 4;
     const int first_channel = first_ + lane() * kPack;
     const bool there = first_channel < sizes_.channels;
     const unsigned per_row = static_cast<unsigned>(tokens()), states = static_cast<unsigned>(history());
+    Pack<T, kPack> x[kTokens];
 #pragma unroll
-    for (int i = 0; i < kMambaTokens / kMambaWarps; ++i) {
+    for (int i = 0; i < kTokens; ++i) {
       const unsigned token = warp() + i * kMambaWarps;
-      Pack<T, kPack> x{};
+      x[i] = {};
       if (there && token < static_cast<unsigned>(sizes_.tokens))
-        x = load<kPack>(token_row<const T>(p_.x, token / per_row, token % per_row) + first_channel);
-      store(rows_.tokens + pack_offset(token, lane()), x);
+        x[i] = load<kPack>(token_row<const T>(p_.x, token / per_row, token % per_row) + first_channel);
     }
-#pragma unroll 4
-    for (unsigned row = warp(); row < static_cast<unsigned>(state_rows(p_)); row += kMambaWarps) {
-      const int from = slot(row / states);
-      Pack<T, kPack> state{};
-      if (there && from >= 0)
-        state = load<kPack>(token_row<const T>(p_.conv_state, from, row % states) + first_channel);
-      store(rows_.states + row * kSliceChannels + lane() * kPack, state);
+#pragma unroll 1
+    for (int begin = warp(); begin < state_rows(p_); begin += kStates * kMambaWarps) {
+      Pack<T, kPack> state[kStates];
+#pragma unroll
+      for (int i = 0; i < kStates; ++i) {
+        const unsigned row = min(begin + i * kMambaWarps, state_rows(p_) - 1);
+        const int from = slot(row / states);
+        state[i] = {};
+        if (there && from >= 0)
+          state[i] = load<kPack>(token_row<const T>(p_.conv_state, from, row % states) + first_channel);
+      }
+#pragma unroll
+      for (int i = 0; i < kStates; ++i) {
+        const int row = begin + i * kMambaWarps;
+        if (row < state_rows(p_)) store(rows_.states + row * kSliceChannels + lane() * kPack, state[i]);
+      }
     }
+#pragma unroll
+    for (int i = 0; i < kTokens; ++i)
+      store(rows_.tokens + pack_offset(warp() + i * kMambaWarps, lane()), x[i]);
   }
 
   // What follows from a padding row's x nobody reads.
@@ -203,7 +218,7 @@ class MambaSlice {
   const MambaWorkspace<T> workspace_;
   const SliceRows<T> rows_;
   const int first_;
-  int slot_ = static_cast<int>(kPaddingSlot);
+  int slot_ = static_cast<int>(kPaddingSlot);  // of the row whose number is the lane's
   float sums_[kTiles][kSums][4] = {};
 };
 

@@ -17,7 +17,7 @@ namespace hymba::cuda {
 namespace {
 
 // launch: mamba_update_kernel<*> threads 256, shared 77312
-template <class T, bool kPacks>
+template <class T>
 __global__ void __launch_bounds__(kMambaThreads, 2) mamba_update_kernel(MambaUpdateParams p) {
   HYMBA_DYNAMIC_SHARED(shared);
   start_next_grid();
@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kMambaThreads, 2) mamba_update_kernel(MambaUpd
   if (block < sizes.slices) {
     MambaSlice<T>(p, sizes, p.workspace, shared).run();
   } else {
-    MambaChannels<T, kPacks>(p, sizes, p.workspace, shared, block - sizes.slices).run();
+    MambaChannels<T>(p, sizes, p.workspace, shared, block - sizes.slices).run();
   }
 }
 
@@ -39,27 +39,27 @@ size_t dynamic_shared_bytes(const MambaUpdateParams& p, const MambaSizes& sizes)
 template <class T>
 int launch_blocks(const MambaUpdateParams& p, void* stream) {
   const MambaSizes sizes(p);
-  if (const int error = clear_bytes(p.workspace, MambaWorkspace<T>::kCounterBytes, stream)) return error;
-  const bool packs = p.rank % 4 == 0 &&
-                     packs_aligned<4>(static_cast<const T*>(p.dt_proj.data), p.dt_proj.stride) &&
-                     p.states % 4 == 0 && aligned_to_packs(p.A.data) && p.A_stride % 4 == 0 &&
-                     rows_in_packs<float, 4>(p.ssm_state);
   const LaunchShape shape{static_cast<unsigned>(sizes.slices + p.batch * sizes.groups), kMambaThreads,
                           dynamic_shared_bytes<T>(p, sizes), true};
-  return packs ? launch_kernel(mamba_update_kernel<T, true>, shape, stream, p)
-               : launch_kernel(mamba_update_kernel<T, false>, shape, stream, p);
+  return launch_kernel(mamba_update_kernel<T>, shape, stream, p);
 }
 
 }  // namespace
 
 bool runs_mamba_update(const MambaUpdateParams& p) {
-  return p.batch * p.tokens <= kMambaTokens && p.filter.channels <= INT32_MAX / 2 &&
-         p.rank <= kMambaMaxRank && p.states <= kMambaMaxStates && with_dtype(p.dtype, [&](auto t) {
-           using T = decltype(t);
-           return sizeof(T) == 2 && p.filter.channels % 8 == 0 && rows_in_packs<T, 8>(p.x) &&
-                  rows_in_packs<T, 8>(p.conv_state) &&
-                  packs_aligned<8>(static_cast<const T*>(p.x_proj.data), p.x_proj.stride);
-         });
+  const auto weight_in_packs = [&](const WeightView& weight, auto pack) {
+    return packs_aligned<pack>(static_cast<const bfloat16*>(weight.data), weight.stride);
+  };
+  constexpr std::integral_constant<int, 4> four;
+  constexpr std::integral_constant<int, 8> eight;
+  return (p.dtype == DType::bf16 || p.dtype == DType::f16) && p.batch * p.tokens <= kMambaTokens &&
+         p.rank <= kMambaMaxRank && p.states <= kMambaMaxStates && p.filter.channels <= INT32_MAX / 2 &&
+         // Of x_proj's product, and of what it is made of.
+         p.filter.channels % eight == 0 && rows_in_packs<bfloat16, eight>(p.x) &&
+         rows_in_packs<bfloat16, eight>(p.conv_state) && weight_in_packs(p.x_proj, eight) &&
+         // Of a channel's dt and states.
+         p.rank % four == 0 && weight_in_packs(p.dt_proj, four) && p.states % four == 0 &&
+         rows_in_packs<float, four>(p.ssm_state) && aligned_to_packs(p.A.data) && p.A_stride % four == 0;
 }
 
 size_t mamba_update_workspace_bytes(const MambaUpdateParams& p) {

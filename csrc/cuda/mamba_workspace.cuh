@@ -6,6 +6,9 @@
 
 namespace hymba::cuda {
 
+// Counters: slices that are done, and blocks of the second kind that need them no more.
+constexpr int kSlicesDone = 0, kGroupsDone = 1;
+
 constexpr int kMambaThreads = 256, kMambaWarps = kMambaThreads / kWarpSize;
 constexpr int kMambaTokens = 16;  // of all rows together: an mma's
 // What registers hold: of dt_proj's row and of a channel's states.
@@ -36,19 +39,14 @@ struct MambaSizes {
 
 template <class T>
 struct MambaWorkspace {
-  static constexpr size_t kCounterBytes = 16;
-
-  uint32_t* slices_done;
   float* sums;  // [slices, tokens, stride]: a slice's part of x_proj u
   T* u;         // [tokens, C]
 
   __device__ MambaWorkspace(void* base, const MambaSizes& sizes)
-      : slices_done(static_cast<uint32_t*>(base)),
-        sums(reinterpret_cast<float*>(static_cast<unsigned char*>(base) + kCounterBytes)),
-        u(reinterpret_cast<T*>(sums + sizes.sum_count())) {}
+      : sums(static_cast<float*>(base)), u(reinterpret_cast<T*>(sums + sizes.sum_count())) {}
 
   static size_t bytes(const MambaSizes& sizes) {
-    return kCounterBytes + sizes.sum_count() * sizeof(float) + sizeof(T) * sizes.tokens * sizes.channels;
+    return sizes.sum_count() * sizeof(float) + sizeof(T) * sizes.tokens * sizes.channels;
   }
 };
 

@@ -1,6 +1,7 @@
 #include "ops/mamba_update.h"
 
 #include "core/check_slots.h"
+#include "core/counters.h"
 #include "core/launch.h"
 #include "ops/conv_filter.h"
 #include "ops/ops.h"
@@ -91,29 +92,21 @@ MambaUpdateParams checked_params(const Check& check, const Inputs& in, double ep
       .states = states,
       .dtype = dtype_of(x),
       .workspace = nullptr,
+      .counters = nullptr,
   };
 }
 
-bool runs_own(const Tensor& x, const MambaUpdateParams& params) {
-#ifdef HYMBA_WITH_CUDA
-  return !x.is_cpu() && cuda::runs_mamba_update(params);
-#else
-  (void)x, (void)params;
-  return false;
-#endif
-}
-
 // The same, op by op.
-Tensor composed(const Check& check, const Inputs& in, double eps) {
+Tensor composed(const Inputs& in, double eps) {
   const Tensor u =
       causal_conv1d_update(in.x, in.conv_state, in.conv_weight, in.conv_bias, true, in.slots, {});
-  Tensor projected = checked_linear(check, u, in.x_proj, {}, {});
+  Tensor projected = linear(u, in.x_proj, {}, {});
   const int64_t rank = in.dt_proj.size(1), states = in.A.size(1);
   const auto part = [&](int i, int64_t begin, int64_t size) {
     const Tensor values = torch::stable::narrow(projected, projected.dim() - 1, begin, size);
     return *in.norms[i] ? rms_norm(values, **in.norms[i], eps) : values;
   };
-  const Tensor dt = checked_linear(check, part(0, 0, rank), in.dt_proj, {}, {});
+  const Tensor dt = linear(part(0, 0, rank), in.dt_proj, {}, {});
   return selective_state_update(in.ssm_state, u, dt, in.A, part(1, rank, states),
                                 part(2, rank + states, states), in.D, in.z, in.dt_bias, true, in.slots, {});
 }
@@ -124,7 +117,7 @@ Tensor mamba_update(const Tensor& x, const Tensor& z, Tensor conv_state, Tensor 
                     const Tensor& conv_weight, const OptionalTensor& conv_bias, const Tensor& x_proj_weight,
                     const Tensor& dt_proj_weight, const Tensor& dt_bias, const Tensor& A, const Tensor& D,
                     const OptionalTensor& dt_norm, const OptionalTensor& B_norm, const OptionalTensor& C_norm,
-                    double eps, const OptionalTensor& slots) {
+                    double eps, const OptionalTensor& slots, OptionalTensor counters) {
   const Check check("mamba_update");
   const Inputs in{x,
                   z,
@@ -140,11 +133,13 @@ Tensor mamba_update(const Tensor& x, const Tensor& z, Tensor conv_state, Tensor 
                   {&dt_norm, &B_norm, &C_norm},
                   slots};
   MambaUpdateParams params = checked_params(check, in, eps);
+  check_counters(check, counters, "x", x, kMambaUpdateCounters);
   if (x.size(0) == 0) return new_like(x);
-  if (!runs_own(x, params)) return composed(check, in, eps);
+  if (!runs_on_cuda(x, params, HYMBA_CUDA(cuda::runs_mamba_update))) return composed(in, eps);
   const Tensor out = new_like(x);
   params.out = out.mutable_data_ptr();
-  launch(x, params, nullptr, HYMBA_CUDA(cuda::mamba_update), HYMBA_CUDA(cuda::mamba_update_workspace_bytes));
+  params.counters = counters_for(counters, x, kMambaUpdateCounters);
+  launch_cuda(x, params, HYMBA_CUDA(cuda::mamba_update), HYMBA_CUDA(cuda::mamba_update_workspace_bytes));
   return out;
 }
 

@@ -38,11 +38,14 @@ struct MambaUpdateParams {
   int64_t states;  // N
   DType dtype;     // of x, z, conv_state, x_proj, dt_proj and out
   void* workspace;
+  uint32_t* counters;  // kMambaUpdateCounters zeros, zeros again when the kernel has ended
 };
 
+constexpr int64_t kMambaUpdateCounters = 2;
+
 namespace cuda {
-// Whether `mamba_update` takes it: at most 16 tokens in all of a 16-bit type, sizes as published models have
-// them, rows of channels in 16-byte packs. The rest is the single ops'.
+// Whether `mamba_update` takes it: at most 16 tokens in all of a 16-bit type, sizes and strides as published
+// models have them (csrc/cuda/mamba_update.cu). The rest is the single ops'.
 bool runs_mamba_update(const MambaUpdateParams& params);
 size_t mamba_update_workspace_bytes(const MambaUpdateParams& params);
 // Launches on `stream` (a cudaStream_t) of the current device; returns a cudaError_t.

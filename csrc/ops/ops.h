@@ -42,7 +42,7 @@ Tensor mamba_update(const Tensor& x, const Tensor& z, Tensor conv_state, Tensor 
                     const Tensor& conv_weight, const OptionalTensor& conv_bias, const Tensor& x_proj_weight,
                     const Tensor& dt_proj_weight, const Tensor& dt_bias, const Tensor& A, const Tensor& D,
                     const OptionalTensor& dt_norm, const OptionalTensor& B_norm, const OptionalTensor& C_norm,
-                    double eps, const OptionalTensor& slots);
+                    double eps, const OptionalTensor& slots, OptionalTensor counters);
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps);
 Tensor norm_average(const Tensor& attn, const Tensor& ssm, const Tensor& attn_weight,

@@ -34,7 +34,7 @@ class EmulatedOps:
         "decode_attention": {"k_cache", "v_cache"},
         "gated_mlp": {"counters"},
         "linear_epilogue": {"out"},
-        "mamba_update": {"conv_state", "ssm_state"},
+        "mamba_update": {"conv_state", "ssm_state", "counters"},
         "selective_state_update": {"state"},
     }
 
@@ -87,8 +87,11 @@ class EmulatedOps:
         out = torch.nn.functional.linear(x, weight, bias)
         return out if residual is None else self._linear_epilogue(out, None, residual)
 
-    def mamba_update(self, *args, **kwargs):
-        (out,) = self._run("mamba_update", args, kwargs)
+    def mamba_update(self, *args, counters=None, **kwargs):
+        if counters is None:
+            counters = torch.zeros(2, dtype=torch.int32)
+        (out,) = self._run("mamba_update", args, kwargs, counters=counters)
+        assert not counters.any(), counters
         return self._composed_mamba_update(*args, **kwargs) if out is None else out
 
     def _composed_mamba_update(

@@ -16,7 +16,7 @@ OptionalArray mamba_update(const Array& x, const Array& z, const Array& conv_sta
                            const Array& x_proj_weight, const Array& dt_proj_weight, const Array& dt_bias,
                            const Array& A, const Array& D, const OptionalArray& dt_norm,
                            const OptionalArray& B_norm, const OptionalArray& C_norm, double eps,
-                           const OptionalArray& slots_or_none) {
+                           const OptionalArray& slots_or_none, const Array& counters) {
   MambaUpdateParams params{
       .x = step_view(x),
       .z = step_view(z),
@@ -39,7 +39,12 @@ OptionalArray mamba_update(const Array& x, const Array& z, const Array& conv_sta
       .states = A.shape(1),
       .dtype = dtype_of(x),
       .workspace = nullptr,
+      .counters = static_cast<uint32_t*>(counters.data()),
   };
+  for (const OptionalArray& weight :
+       {OptionalArray(conv_weight), conv_bias, OptionalArray(x_proj_weight), OptionalArray(dt_proj_weight),
+        OptionalArray(dt_bias), OptionalArray(A), OptionalArray(D), dt_norm, B_norm, C_norm})
+    set_constant(weight);
   if (!cuda::runs_mamba_update(params)) return std::nullopt;
   const Array out = new_like(x);
   params.out = out.data();

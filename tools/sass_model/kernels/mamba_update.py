@@ -36,7 +36,7 @@ def _workloads(batch: int) -> list[Workload]:
     what = f"1.5B layer, batch {batch}, 1 token, bf16"
     return [
         Workload(
-            kernel="mamba_update_kernel<bfloat16, true>",
+            kernel="mamba_update_kernel<bfloat16>",
             what=f"{what}: slices",
             tokens=batch,
             blocks=_SLICES,
@@ -44,7 +44,7 @@ def _workloads(batch: int) -> list[Workload]:
             plan=partial(_plan, True, batch),
         ),
         Workload(
-            kernel="mamba_update_kernel<bfloat16, true>",
+            kernel="mamba_update_kernel<bfloat16>",
             what=f"{what}: channels",
             tokens=batch,
             blocks=_GROUPS * batch,
