@@ -18,6 +18,12 @@ __host__ __device__ constexpr int normed_row_stride(int64_t inner) {
   return static_cast<int>(divide_up(inner, kLine)) * kLine + kLine / 2;
 }
 
+struct NormOffsets {
+  RowOffsets x, other;
+  explicit NormOffsets(const NormLinearParams& p)
+      : x(p.linear.x, p.linear.rows), other(p.norm.other, p.linear.rows) {}
+};
+
 constexpr int kNormPack = 8, kNormSpan = kNormPack * kWarpSize;
 
 // kBranches: 1, or 2 to average.
@@ -37,8 +43,10 @@ struct NormedTiles {
 template <class T, int kBranches>
 class NormedRows {
  public:
-  __device__ NormedRows(const NormLinearParams& p, const NormedTiles<T, kBranches>& tiles)
+  __device__ NormedRows(const NormLinearParams& p, const NormOffsets& offsets,
+                        const NormedTiles<T, kBranches>& tiles)
       : p_(p),
+        offsets_(offsets),
         tiles_(tiles),
         inner_(static_cast<int>(p.linear.inner)),
         rows_(static_cast<int>(p.linear.rows)) {}
@@ -89,9 +97,9 @@ class NormedRows {
   };
   __device__ __forceinline__ Row row_of(int i) const {
     Row row;
-    row.at[0] = static_cast<const T*>(p_.linear.x.data) + few_row_offset(p_.linear.x, i);
+    row.at[0] = static_cast<const T*>(p_.linear.x.data) + offsets_.x.at[i];
     if constexpr (kBranches == 2)
-      row.at[1] = static_cast<const T*>(p_.norm.other.data) + few_row_offset(p_.norm.other, i);
+      row.at[1] = static_cast<const T*>(p_.norm.other.data) + offsets_.other.at[i];
     return row;
   }
 
@@ -140,6 +148,7 @@ class NormedRows {
   }
 
   const NormLinearParams& p_;
+  const NormOffsets& offsets_;
   const NormedTiles<T, kBranches>& tiles_;
   const int inner_, rows_;
 };

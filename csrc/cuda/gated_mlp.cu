@@ -15,7 +15,8 @@ constexpr int kPack = kNormPack;
 // launch: gated_mlp_kernel<*, *> threads 256, shared 3312
 template <class T, int kRowTiles>
 __global__ void __launch_bounds__(kFewRowsThreads, kFewRowsBlocks<kRowTiles>)
-    gated_mlp_kernel(GatedMlpParams p, unsigned inner_blocks) {
+    gated_mlp_kernel(GatedMlpParams p, const __grid_constant__ NormOffsets offsets,
+                     const __grid_constant__ RowOffsets residual_rows, unsigned inner_blocks) {
   using GateUp = FewRows<T, kPack, kRowTiles, 2>;
   using Down = FewRows<T, kPack, kRowTiles, 1>;
   union Sums {
@@ -26,17 +27,17 @@ __global__ void __launch_bounds__(kFewRowsThreads, kFewRowsBlocks<kRowTiles>)
   HYMBA_DYNAMIC_SHARED(bytes);
   start_next_grid();
   if (blockIdx.x < inner_blocks) {
-    GateUp product(p.gate_up.linear, sums.gate_up, blockIdx.x, inner_blocks);
+    GateUp product(p.gate_up.linear, residual_rows, sums.gate_up, blockIdx.x, inner_blocks);
     product.prefetch_weights();
     const auto tiles = carve_shared<NormedTiles<T, 1>>(bytes, p.gate_up.linear);
-    const NormedRows<T, 1> rows(p.gate_up, tiles);
+    const NormedRows<T, 1> rows(p.gate_up, offsets, tiles);
     wait_for_previous_grid();
     rows.make();
     product.run([&](int row) { return rows.row(row); });
     if (threadIdx.x == 0) count_block(&p.counters[0]);
     return;
   }
-  Down product(p.down, sums.down, blockIdx.x - inner_blocks, gridDim.x - inner_blocks);
+  Down product(p.down, residual_rows, sums.down, blockIdx.x - inner_blocks, gridDim.x - inner_blocks);
   product.prefetch_weights();
   wait_for_previous_grid();
   if (threadIdx.x == 0) {
@@ -69,11 +70,12 @@ int gated_mlp(const GatedMlpParams& p, void* stream) {
       DeviceTraits device;
       if (const int error = current_device_traits(device)) return error;
       return with_row_tiles(p.gate_up.linear, [&](auto tiles) {
-        const unsigned inner_blocks = few_rows_blocks<tiles>(p.gate_up.linear, device);
-        const unsigned down_blocks = few_rows_blocks<tiles>(p.down, device);
+        const unsigned inner_blocks = few_rows_blocks(p.gate_up.linear, device, kFewRowsBlocks<tiles>);
+        const unsigned down_blocks = few_rows_blocks(p.down, device, kFewRowsBlocks<tiles>);
         const LaunchShape shape{inner_blocks + down_blocks, kFewRowsThreads,
                                 shared_bytes<NormedTiles<T, 1>>(p.gate_up.linear), true};
-        return launch_kernel(gated_mlp_kernel<T, tiles>, shape, stream, p, inner_blocks);
+        return launch_kernel(gated_mlp_kernel<T, tiles>, shape, stream, p, NormOffsets(p.gate_up),
+                             RowOffsets(p.down.residual, p.down.rows), inner_blocks);
       });
     } else {
       return cudaErrorInvalidValue;  // runs_gated_mlp says so first

@@ -54,16 +54,19 @@ int launch_chunks(const LinearEpilogueParams& p, void* stream) {
 
 // ---- Few rows ----
 
+constexpr int kBlocks = 2;  // an SM: x, too, passes through registers
+
 template <class T, int kPack, int kRowTiles, int kWeights>
-__global__ void __launch_bounds__(kFewRowsThreads, kFewRowsBlocks<kRowTiles>)
-    few_rows_kernel(LinearParams p) {
+__global__ void __launch_bounds__(kFewRowsThreads, kBlocks)
+    few_rows_kernel(LinearParams p, const __grid_constant__ RowOffsets x_rows,
+                    const __grid_constant__ RowOffsets residual_rows) {
   using Product = FewRows<T, kPack, kRowTiles, kWeights>;
   HYMBA_SHARED(typename Product::Sums, sums);
   start_next_grid();
-  Product product(p, sums, blockIdx.x, gridDim.x);
+  Product product(p, residual_rows, sums, blockIdx.x, gridDim.x);
   product.prefetch_weights();
   wait_for_previous_grid();
-  product.run([&](int row) { return static_cast<const T*>(p.x.data) + few_row_offset(p.x, row); });
+  product.run([&](int row) { return static_cast<const T*>(p.x.data) + x_rows.at[row]; });
 }
 
 template <class T, int kPack>
@@ -73,7 +76,8 @@ int launch_few_rows(const LinearParams& p, void* stream) {
   return with_row_tiles(p, [&](auto tiles) {
     const auto kernel = p.gate_weight.data == nullptr ? few_rows_kernel<T, kPack, tiles, 1>
                                                       : few_rows_kernel<T, kPack, tiles, 2>;
-    return launch_kernel(kernel, {few_rows_blocks<tiles>(p, device), kFewRowsThreads, 0, true}, stream, p);
+    return launch_kernel(kernel, {few_rows_blocks(p, device, kBlocks), kFewRowsThreads, 0, true}, stream, p,
+                         RowOffsets(p.x, p.rows), RowOffsets(p.residual, p.rows));
   });
 }
 

@@ -23,16 +23,19 @@ namespace hymba::cuda {
 
 constexpr int kFewRows = 16, kFewRowsWarps = 8, kFewRowsThreads = kFewRowsWarps * kWarpSize;
 constexpr int kTileOutputs = 16, kTileRows = 8;
-// Blocks an SM. Left alone ptxas may aim higher and spill.
+// Blocks an SM of a kernel with x in shared memory. Left alone ptxas may aim higher and spill.
 template <int kRowTiles>
 constexpr int kFewRowsBlocks = kRowTiles == 1 ? 3 : 2;
 
-// row_offset of few rows: no 64-bit divisions.
-__device__ __forceinline__ int64_t few_row_offset(const RowView& view, int row) {
-  const int inner = static_cast<int>(view.size[2]), middle = static_cast<int>(view.size[1]);
-  const int rest = row / inner;
-  return rest / middle * view.stride[0] + rest % middle * view.stride[1] + row % inner * view.stride[2];
-}
+// Where rows begin, in elements: found on the host, since threads would spend more on it than on a row.
+struct RowOffsets {
+  int64_t at[kFewRows];
+
+  RowOffsets(const RowView& view, int64_t rows) {
+    for (int64_t row = 0; row < kFewRows; ++row)
+      at[row] = view.data != nullptr && row < rows ? row_offset(view, row) : 0;
+  }
+};
 
 // kPack: elements of a pack, 8 or, where rows are not 16-byte aligned, 4. kRowTiles: of 8 rows of x.
 // kWeights: 2 with a gate.
@@ -42,6 +45,7 @@ class FewRows {
   static constexpr int kChunk = 4 * kPack;               // k of a warp's packs
   static constexpr int kRound = kFewRowsWarps * kChunk;  // of all warps'
   static constexpr int kDepth = 4 / kWeights;            // rounds whose packs are on their way at a time
+  static constexpr int kBatch = kDepth * kRound;
   static constexpr int kTileSums = kTileOutputs * kTileRows;
   struct Registers {
     uint32_t at[kPack / 2];
@@ -50,9 +54,11 @@ class FewRows {
  public:
   using Sums = float[kFewRowsWarps][kWeights][kRowTiles][kTileSums];
 
-  // Block number `block` of `blocks` that share the outputs of p, which outlives it.
-  __device__ FewRows(const LinearParams& p, Sums& sums, unsigned block, unsigned blocks)
+  // Block number `block` of `blocks` that share the outputs of p. All outlive it.
+  __device__ FewRows(const LinearParams& p, const RowOffsets& residual_rows, Sums& sums, unsigned block,
+                     unsigned blocks)
       : p_(p),
+        residual_rows_(residual_rows),
         sums_(sums),
         rows_(static_cast<int>(p.rows)),
         outputs_(static_cast<int>(p.outputs)),
@@ -71,13 +77,13 @@ class FewRows {
   // x_row(i), i < p.rows: row i of x, in global or shared memory.
   template <class XRow>
   __device__ __forceinline__ void run(const XRow& x_row) {
-    const T* x[kRowTiles];
+    Operands operands;
 #pragma unroll
     for (int tile = 0; tile < kRowTiles; ++tile)
-      x[tile] = x_row(min(tile * kTileRows + lane() / 4, rows_ - 1)) + lane() % 4 * kPack;
+      operands.x[tile] = x_row(min(tile * kTileRows + lane() / 4, rows_ - 1)) + lane() % 4 * kPack;
 #pragma unroll 1
     for (int output = first_; output < outputs_; output += stride_) {
-      add_products(x, output);
+      add_products(operands, output);
       __syncthreads();
       for (int i = static_cast<int>(threadIdx.x); i < rows_ * kTileOutputs; i += kFewRowsThreads)
         store_result(output + i % kTileOutputs, i % kTileOutputs, i / kTileOutputs);
@@ -103,59 +109,85 @@ class FewRows {
     return static_cast<const T*>(weight.data) + min(output, outputs_ - 1) * weight.stride;
   }
 
-  // A pack from `k` on of a row that points at the lane's first; zeros behind the row's end. kStreaming: read
-  // once. Never load_constant, which the compiler may move in front of wait_for_previous_grid().
-  template <bool kStreaming>
+  // A pack from `k` on of a row that points at the lane's first. kStreaming: read once. Never load_constant,
+  // which the compiler may move in front of wait_for_previous_grid(). kPartial: zeros behind the row's end.
+  template <bool kStreaming, bool kPartial>
   __device__ __forceinline__ Registers pack_at(const T* row, int k) const {
     Registers registers{};
-    if (k + lane() % 4 * kPack < p_.inner) {
+    if (!kPartial || k + lane() % 4 * kPack < p_.inner) {
       const auto pack = kStreaming ? load_streaming<kPack>(row + k) : load<kPack>(row + k);
       memcpy(&registers, &pack, sizeof registers);
     }
     return registers;
   }
 
-  // The warp's part of the products, to shared memory.
-  __device__ __forceinline__ void add_products(const T* const (&x)[kRowTiles], int output) const {
-    float products[kWeights][kRowTiles][4] = {};
+  // What a lane adds to: of each row it has a pointer at its first pack.
+  struct Operands {
+    const T* x[kRowTiles];
     const T* weights[kWeights][2];
+    float products[kWeights][kRowTiles][4];
+  };
+
+  // kRounds chunks of the warp, from `k` on.
+  template <int kRounds, bool kPartial = false>
+  __device__ __forceinline__ void add_rounds(Operands& operands, int k) const {
+    Registers w[kRounds][kWeights][2];
+#pragma unroll
+    for (int round = 0; round < kRounds; ++round)
+#pragma unroll
+      for (int i = 0; i < kWeights; ++i)
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          w[round][i][half] = pack_at<true, kPartial>(operands.weights[i][half], k + round * kRound);
+#pragma unroll
+    for (int round = 0; round < kRounds; ++round)
+#pragma unroll
+      for (int tile = 0; tile < kRowTiles; ++tile) {
+        const Registers x = pack_at<false, kPartial>(operands.x[tile], k + round * kRound);
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step)
+#pragma unroll
+          for (int i = 0; i < kWeights; ++i) {
+            const auto& [low, high] = w[round][i];
+            const uint32_t a[4] = {low.at[2 * step], high.at[2 * step], low.at[2 * step + 1],
+                                   high.at[2 * step + 1]};
+            mma<T>(operands.products[i][tile], a, x.at[2 * step], x.at[2 * step + 1]);
+          }
+      }
+  }
+
+  // The warp's part of the products, to shared memory.
+  __device__ __forceinline__ void add_products(Operands& operands, int output) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int own = output + half * 8 + lane() / 4;
-      weights[0][half] = weight_row(p_.weight, own) + lane() % 4 * kPack;
-      if constexpr (kWeights == 2) weights[1][half] = weight_row(p_.gate_weight, own) + lane() % 4 * kPack;
+      operands.weights[0][half] = weight_row(p_.weight, own) + lane() % 4 * kPack;
+      if constexpr (kWeights == 2)
+        operands.weights[1][half] = weight_row(p_.gate_weight, own) + lane() % 4 * kPack;
     }
-    const int inner = static_cast<int>(p_.inner);
+#pragma unroll
+    for (auto& of_weight : operands.products)
+#pragma unroll
+      for (auto& of_tile : of_weight)
+#pragma unroll
+        for (float& product : of_tile) product = 0.0f;
+    const int chunks = static_cast<int>(p_.inner) / kChunk;  // whole ones
+    int rounds = (chunks - warp() + kFewRowsWarps - 1) / kFewRowsWarps, k = warp() * kChunk;
 #pragma unroll 1
-    for (int begin = warp() * kChunk; begin < inner; begin += kDepth * kRound) {
-      Registers w[kDepth][kWeights][2];
-#pragma unroll
-      for (int d = 0; d < kDepth; ++d)
-#pragma unroll
-        for (int i = 0; i < kWeights; ++i)
-#pragma unroll
-          for (int half = 0; half < 2; ++half)
-            w[d][i][half] = pack_at<true>(weights[i][half], begin + d * kRound);
-#pragma unroll
-      for (int d = 0; d < kDepth; ++d)
-#pragma unroll
-        for (int tile = 0; tile < kRowTiles; ++tile) {
-          const Registers of_x = pack_at<false>(x[tile], begin + d * kRound);
-#pragma unroll
-          for (int step = 0; step < kSteps; ++step)
-#pragma unroll
-            for (int i = 0; i < kWeights; ++i) {
-              const uint32_t a[4] = {w[d][i][0].at[2 * step], w[d][i][1].at[2 * step],
-                                     w[d][i][0].at[2 * step + 1], w[d][i][1].at[2 * step + 1]};
-              mma<T>(products[i][tile], a, of_x.at[2 * step], of_x.at[2 * step + 1]);
-            }
-        }
+    for (; rounds >= kDepth; rounds -= kDepth, k += kBatch) add_rounds<kDepth>(operands, k);
+    static_assert(kDepth == 4 || kDepth == 2);
+    if constexpr (kDepth == 4) {
+      if (rounds == 3) add_rounds<3>(operands, k);
+      if (rounds == 2) add_rounds<2>(operands, k);
     }
+    if (rounds == 1) add_rounds<1>(operands, k);
+    if (p_.inner % kChunk != 0 && chunks % kFewRowsWarps == warp())
+      add_rounds<1, true>(operands, chunks * kChunk);
 #pragma unroll
     for (int i = 0; i < kWeights; ++i)
 #pragma unroll
       for (int tile = 0; tile < kRowTiles; ++tile) {
-        const float (&sum)[4] = products[i][tile];
+        const float (&sum)[4] = operands.products[i][tile];
         store(&sums_[warp()][i][tile][lane() * 4], Pack<float, 4>{{sum[0], sum[1], sum[2], sum[3]}});
       }
   }
@@ -177,11 +209,12 @@ class FewRows {
     if constexpr (kWeights == 2) value *= silu(total(1, tile, place));
     if (p_.bias != nullptr) value += widen(static_cast<const T*>(p_.bias)[output]);
     if (p_.residual.data != nullptr)
-      value += widen(static_cast<const T*>(p_.residual.data)[few_row_offset(p_.residual, row) + output]);
+      value += widen(static_cast<const T*>(p_.residual.data)[residual_rows_.at[row] + output]);
     narrow(static_cast<T*>(p_.out)[row * p_.outputs + output], value);
   }
 
   const LinearParams& p_;
+  const RowOffsets& residual_rows_;
   Sums& sums_;
   const int rows_, outputs_;
   const int first_, stride_;  // outputs: the block's first, and from some to its next
@@ -197,10 +230,9 @@ auto with_row_tiles(const LinearParams& p, const Select& select) {
 
 // Blocks of a product: no more than the GPU holds at a time, so that what each does before its first product
 // is done once, with as many outputs for each as for any other.
-template <int kRowTiles>
-unsigned few_rows_blocks(const LinearParams& p, const DeviceTraits& device) {
+inline unsigned few_rows_blocks(const LinearParams& p, const DeviceTraits& device, int blocks_of_sm) {
   const int64_t tiles = divide_up(p.outputs, kTileOutputs);
-  const int64_t each = divide_up(tiles, int64_t{device.multiprocessors} * kFewRowsBlocks<kRowTiles>);
+  const int64_t each = divide_up(tiles, int64_t{device.multiprocessors} * blocks_of_sm);
   return static_cast<unsigned>(divide_up(tiles, each));
 }
 

@@ -13,15 +13,16 @@ namespace {
 // launch: norm_few_rows_kernel<*, *, 2> threads 256, shared 6592
 template <class T, int kRowTiles, int kBranches>
 __global__ void __launch_bounds__(kFewRowsThreads, kFewRowsBlocks<kRowTiles>)
-    norm_few_rows_kernel(NormLinearParams p) {
+    norm_few_rows_kernel(NormLinearParams p, const __grid_constant__ NormOffsets offsets,
+                         const __grid_constant__ RowOffsets residual_rows) {
   using Product = FewRows<T, kNormPack, kRowTiles, 1>;
   HYMBA_SHARED(typename Product::Sums, sums);
   HYMBA_DYNAMIC_SHARED(bytes);
   start_next_grid();
-  Product product(p.linear, sums, blockIdx.x, gridDim.x);
+  Product product(p.linear, residual_rows, sums, blockIdx.x, gridDim.x);
   product.prefetch_weights();
   const auto tiles = carve_shared<NormedTiles<T, kBranches>>(bytes, p.linear);
-  const NormedRows<T, kBranches> rows(p, tiles);
+  const NormedRows<T, kBranches> rows(p, offsets, tiles);
   wait_for_previous_grid();
   rows.make();
   product.run([&](int row) { return rows.row(row); });
@@ -32,9 +33,10 @@ int launch_branches(const NormLinearParams& p, void* stream) {
   DeviceTraits device;
   if (const int error = current_device_traits(device)) return error;
   return with_row_tiles(p.linear, [&](auto tiles) {
-    const LaunchShape shape{few_rows_blocks<tiles>(p.linear, device), kFewRowsThreads,
+    const LaunchShape shape{few_rows_blocks(p.linear, device, kFewRowsBlocks<tiles>), kFewRowsThreads,
                             shared_bytes<NormedTiles<T, kBranches>>(p.linear), true};
-    return launch_kernel(norm_few_rows_kernel<T, tiles, kBranches>, shape, stream, p);
+    return launch_kernel(norm_few_rows_kernel<T, tiles, kBranches>, shape, stream, p, NormOffsets(p),
+                         RowOffsets(p.linear.residual, p.linear.rows));
   });
 }
 

@@ -1,10 +1,10 @@
 """The MLP of few rows in one launch: blocks of gate and up, and blocks of down, which are described one by one."""
 
-from functools import partial
+from collections.abc import Callable
 
 from tools.sass_model.control_flow import Loop
 from tools.sass_model.kernels import HIDDEN, Plan, Workload
-from tools.sass_model.kernels.few_rows import norm_trips, product_trips, blocks_of
+from tools.sass_model.kernels.few_rows import blocks_of, product_plan
 from tools.sass_model.predict import KernelModel
 
 _MLP = 5504
@@ -20,18 +20,16 @@ def _roles(model: KernelModel) -> tuple[list[Loop], list[Loop]]:
 
 
 def _gate_up(model: KernelModel) -> Plan:
-    own, other = _roles(model)
-    trips, tile = product_trips(model, own, _MLP, HIDDEN, 2)
-    return Plan(dict.fromkeys(other, 0.0) | trips | norm_trips(model, own, HIDDEN), tile=tile)
+    own, _ = _roles(model)
+    return product_plan(model, own, _MLP, HIDDEN, 2, norm=True)
 
 
 def _down(model: KernelModel) -> Plan:
-    other, own = _roles(model)
-    trips, tile = product_trips(model, own, HIDDEN, _MLP, 1)
-    return Plan(dict.fromkeys(other, 0.0) | trips, tile=tile)
+    _, own = _roles(model)
+    return product_plan(model, own, HIDDEN, _MLP, 1)
 
 
-def _workload(name: str, outputs: int, inner: int, weights: int, plan: partial[Plan]) -> Workload:
+def _workload(name: str, outputs: int, inner: int, weights: int, plan: Callable[[KernelModel], Plan]) -> Workload:
     return Workload(
         kernel="gated_mlp_kernel<bfloat16, 1>",
         what=f"{name}, {weights * outputs} x {inner}, 1 row, bf16",
@@ -43,6 +41,6 @@ def _workload(name: str, outputs: int, inner: int, weights: int, plan: partial[P
 
 
 WORKLOADS = [
-    _workload("norm, gate and up", _MLP, HIDDEN, 2, partial(_gate_up)),
-    _workload("down", HIDDEN, _MLP, 1, partial(_down)),
+    _workload("norm, gate and up", _MLP, HIDDEN, 2, _gate_up),
+    _workload("down", HIDDEN, _MLP, 1, _down),
 ]

@@ -7,7 +7,7 @@ import math
 from functools import partial
 
 from tools.sass_model.kernels import HIDDEN, INNER, META_TOKENS, TOKENS, Plan, Workload
-from tools.sass_model.kernels.few_rows import product_trips, blocks_of
+from tools.sass_model.kernels.few_rows import blocks_of, product_plan
 from tools.sass_model.predict import KernelModel
 
 _ROWS = TOKENS + META_TOKENS
@@ -20,8 +20,7 @@ def _plan(model: KernelModel) -> Plan:
 
 
 def _few_plan(outputs: int, inner: int, weights: int, model: KernelModel) -> Plan:
-    trips, tile = product_trips(model, model.loops, outputs, inner, weights)
-    return Plan(trips, tile=tile)
+    return product_plan(model, model.loops, outputs, inner, weights)
 
 
 def _few_rows(name: str, outputs: int, inner: int, weights: int = 1) -> Workload:
@@ -29,7 +28,7 @@ def _few_rows(name: str, outputs: int, inner: int, weights: int = 1) -> Workload
         kernel=f"few_rows_kernel<bfloat16, 8, 1, {weights}>",
         what=f"{name}, {weights * outputs} x {inner}, 1 row, bf16",
         tokens=1,
-        blocks=blocks_of(outputs),
+        blocks=blocks_of(outputs, norm=False),
         device_bytes=2 * weights * outputs * inner,
         plan=partial(_few_plan, outputs, inner, weights),
     )

@@ -3,15 +3,14 @@
 from functools import partial
 
 from tools.sass_model.kernels import HIDDEN, INNER, Plan, Workload
-from tools.sass_model.kernels.few_rows import norm_trips, product_trips, blocks_of
+from tools.sass_model.kernels.few_rows import blocks_of, product_plan
 from tools.sass_model.predict import KernelModel
 
 _IN_PROJ = 8960
 
 
 def _plan(outputs: int, inner: int, model: KernelModel) -> Plan:
-    trips, tile = product_trips(model, model.loops, outputs, inner, 1)
-    return Plan(trips | norm_trips(model, model.loops, inner), tile=tile)
+    return product_plan(model, model.loops, outputs, inner, 1, norm=True)
 
 
 def _workload(name: str, outputs: int, inner: int, branches: int) -> Workload:
