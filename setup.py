@@ -25,13 +25,18 @@ if platform.machine() in ("x86_64", "AMD64"):
 
 # What the shared object holds of a CUDA source: code for a GPU (sm_*), and PTX (compute_*) that drivers compile for
 # later ones; by nvcc's name for what each is compiled from. Files that use Hopper's own instructions are *_sm90.cu.
+# Kernels that overlap (csrc/cuda/primitives/grid.cuh) do so by instructions of 9.0, which code from compute_80 lacks.
 CUDA_TARGETS = {"sm_80": "compute_80", "compute_80": "compute_80"}
+CUDA_TARGETS_OVERLAPPING = {"sm_80": "compute_80", "sm_90": "compute_90", "compute_90": "compute_90"}
 CUDA_TARGETS_SM90 = {"sm_90a": "compute_90a"}
+CUDA_OVERLAPPING = ("decode_attention", "gated_mlp", "linear", "mamba_update", "norm_project")
 CUDA_SOURCES = sorted(ROOT.glob("csrc/cuda/*.cu"))
 
 
 def cuda_targets(source: Path) -> dict[str, str]:
-    return CUDA_TARGETS_SM90 if source.stem.endswith("_sm90") else CUDA_TARGETS
+    if source.stem.endswith("_sm90"):
+        return CUDA_TARGETS_SM90
+    return CUDA_TARGETS_OVERLAPPING if source.stem in CUDA_OVERLAPPING else CUDA_TARGETS
 
 
 def gencode(source: Path) -> str:

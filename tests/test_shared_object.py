@@ -16,6 +16,7 @@ import setuptools
 import torch
 
 import hymba_ops
+from tools import cubins
 from tools.sass_model.disassembly import ToolError, find_tool
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -116,16 +117,23 @@ def test_build_info_names_setup_py_s_architectures(setup_py):
 
 
 def test_architectures_of_sources(setup_py, monkeypatch):
-    sources = [Path("csrc/cuda/a.cu"), Path("csrc/cuda/b_sm90.cu")]
+    sources = [Path("csrc/cuda/a.cu"), Path("csrc/cuda/b_sm90.cu"), Path("csrc/cuda/linear.cu")]
     monkeypatch.setitem(setup_py["cuda_architectures"].__globals__, "CUDA_SOURCES", sources)
-    assert setup_py["cuda_architectures"]() == "sm_80, compute_80 PTX, sm_90a"
+    assert setup_py["cuda_architectures"]() == "sm_80, compute_80 PTX, sm_90a, sm_90, compute_90 PTX"
     assert [setup_py["gencode"](source) for source in sources] == [
         "-gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_80,code=compute_80",
         "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_90,code=sm_90 "
+        "-gencode=arch=compute_90,code=compute_90",
     ]
 
 
-def test_device_code_is_what_build_info_says():
+def test_kernels_that_overlap_have_code_for_it(setup_py):
+    overlapping = [source.stem for source in cubins.sources() if cubins.overlaps(source)]
+    assert sorted(setup_py["CUDA_OVERLAPPING"]) == overlapping
+
+
+def test_device_code_is_what_build_info_says(setup_py):
     """cuobjdump's list of machine code and PTX; every source compiled for CUDA has its own."""
     try:
         cuobjdump = find_tool("cuobjdump")
@@ -141,7 +149,8 @@ def test_device_code_is_what_build_info_says():
     found = {*machine_code, *(f"compute_{number} PTX" for number in ptx)}
     assert found == set(filter(None, hymba_ops.build_info()["cuda_architectures"].split(", ")))
     if found:
-        assert len(machine_code) == len(list(ROOT.glob("csrc/cuda/*.cu")))
+        targets = [code for source in setup_py["CUDA_SOURCES"] for code in setup_py["cuda_targets"](source)]
+        assert len(machine_code) == sum(code.startswith("sm_") for code in targets)
 
 
 # ---- The wheel ----

@@ -55,10 +55,16 @@ def sources() -> list[Path]:
 
 
 def architectures(source: Path) -> dict[str, str]:
-    """Architecture and nvcc's -gencode for it, as setup.py: a GPU of 9.0 runs compute_80's PTX, but for *_sm90.cu."""
+    """Architecture and nvcc's -gencode for it, as setup.py: a GPU of 9.0 runs compute_80's PTX, but for *_sm90.cu and
+    kernels that overlap."""
     if source.stem.endswith("_sm90"):
         return {"sm_90a": "arch=compute_90a,code=sm_90a"}
-    return {"sm_80": "arch=compute_80,code=sm_80", "sm_90": "arch=compute_80,code=sm_90"}
+    compute = "compute_90" if overlaps(source) else "compute_80"
+    return {"sm_80": "arch=compute_80,code=sm_80", "sm_90": f"arch={compute},code=sm_90"}
+
+
+def overlaps(source: Path) -> bool:
+    return "wait_for_previous_grid();" in source_text(source)
 
 
 def source_text(source: Path) -> str:

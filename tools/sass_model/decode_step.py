@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tools import cubins
 from tools.sass_model.kernels import Workload, workloads
 from tools.sass_model.machine import Card
 from tools.sass_model.pair import Side, described
-from tools.sass_model.predict import predict
+from tools.sass_model.predict import KernelModel, predict
 
 _BATCH = "batch 1,"
 
@@ -42,7 +42,7 @@ class Role:
     blocks: int
     share: float  # of an SM that a block takes
     bytes: float  # of device memory, all blocks together
-    path: float  # us from entry to exit of a block, beside as many others as an SM holds, data in L2
+    path: float  # us from its wait to its end, beside as many other blocks as an SM holds, data in L2
     waits: bool = False  # for the role before it in the launch, not only for the launch before
 
 
@@ -92,14 +92,28 @@ def simulate(launches: Sequence[Sequence[Role]], sms: int, terms: Terms, *, laye
 # ---- The 1.5B layer ----
 
 
+def before_wait(model: KernelModel) -> set[int]:
+    """Addresses of the basic blocks that only run before griddepcontrol.wait."""
+    flow = model.flow
+    behind = {block for block in flow.reachable if any(i.base == "ACQBULK" for i in model.code(block))}
+    assert behind, f"{model.kernel.name} waits for no grid"
+    new = list(behind)
+    while new:
+        found = [after for after in flow.successors[new.pop()] if after not in behind]
+        behind.update(found)
+        new += found
+    return {flow.address(block) for block in set(flow.reachable) - behind}
+
+
 def role_of(side: Side, name: str, *, waits: bool = False) -> Role:
-    prediction = predict(side.model, side.launch)
+    """The way counts from the wait on: what is before it runs while the launch before ends."""
+    before = dict.fromkeys(before_wait(side.model), 0.0)
+    prediction = predict(side.model, replace(side.launch, weights={**side.launch.weights, **before}))
     assert prediction.simulated_us is not None and side.launch.blocks is not None
     waves = max(prediction.blocks_per_sm / prediction.resident, 1.0)
     held = side.model.occupancy(side.launch.threads, side.launch.shared).blocks
-    return Role(
-        name, side.launch.blocks, 1 / held, side.launch.device_bytes, prediction.simulated_us / waves, waits=waits
-    )
+    path = prediction.simulated_us / waves
+    return Role(name, side.launch.blocks, 1 / held, side.launch.device_bytes, path, waits=waits)
 
 
 def layer(nvcc: str) -> tuple[list[list[Role]], Card]:
