@@ -276,6 +276,30 @@ def selective_state_update(case):
     }
 
 
+def mamba_update(case):
+    C, K, N, R = (case[name] for name in ("C", "K", "N", "R"))
+    slots, _, rows = draw_slots(case | {"slots": case["slots"] if case["slots"] == "none" else "in"}, case["B"])
+    tensors = Tensors(case, min(math.prod(step_shape(case)) * C, rows * C * min(K - 1, N)))
+    arguments = {
+        "x": tensors(*step_shape(case), C),
+        "z": tensors(*step_shape(case), C),
+        "conv_state": tensors(rows, K - 1, C),
+        "ssm_state": tensors.state(rows, C, N),
+        "conv_weight": tensors.parameter(C, K, scale=1 / math.sqrt(K)),
+        "conv_bias": tensors.parameter(C) if case["bias"] else None,
+        "x_proj_weight": tensors(R + 2 * N, C, scale=1 / math.sqrt(C)),
+        "dt_proj_weight": tensors(C, R, scale=1 / math.sqrt(R)),
+        "dt_bias": tensors.parameter(C).abs(),
+        "A": -(tensors.parameter(C, N, scale=0.7).exp()),
+        "D": tensors.parameter(C),
+        "eps": case["eps"],
+        "slots": slots,
+    }
+    if case["norms"]:
+        arguments |= {"dt_norm": tensors.parameter(R), "B_norm": tensors.parameter(N), "C_norm": tensors.parameter(N)}
+    return arguments
+
+
 def rms_norm(case):
     D = case["D"]
     tensors = Tensors(case, math.prod(case["rows"]) * D)
@@ -352,6 +376,11 @@ CASES = {
     selective_scan: {**TOKENS, **SCAN, "with_state": st.booleans()},
     causal_conv1d_update: {**STEP, **WIDTH, **SLOTS},
     selective_state_update: {**STEP, **SCAN, **SLOTS},
+    mamba_update: {  # of 16-bit types a few roundings decide the largest error: test_mamba_update.py has them
+        "dtype": st.sampled_from([torch.float32, torch.float64]),
+        **STEP, **SLOTS, "C": size(1, 80, 1, 8, 64), "K": size(1, 8), "N": size(1, 40, 1, 16, 16),
+        "R": size(1, 20, 1, 8), "bias": st.booleans(), "norms": st.booleans(), "eps": st.sampled_from([1e-6, 1e-2]),
+    },
     rms_norm: ROWS,
     norm_average: ROWS,
     norm_average_project: {**ROWS, **EXTRAS, "O": size(0, 60)},

@@ -45,6 +45,7 @@ OUTPUTS = {
 UPDATES = {
     "causal_conv1d_update": ("state",),
     "decode_attention": ("k_cache", "v_cache"),
+    "mamba_update": ("conv_state", "ssm_state"),
     "selective_state_update": ("state",),
 }
 # Where the product is the library's, a 16-bit result is rounded before bias, gate and residual come to it, as the plain
@@ -135,6 +136,7 @@ WRONG = {
     "causal_conv1d_update": with_changed("causal_conv1d_update", weight=lambda w: w.flip(1)),
     "selective_scan": with_changed("selective_scan", dt_bias=lambda b: None),
     "selective_state_update": forgets_one_state,
+    "mamba_update": with_changed("mamba_update", dt_bias=lambda b: b + 0.2),
     "rms_norm": with_changed("rms_norm", eps=lambda eps: eps * 1.5),
     "norm_average": with_changed("norm_average", eps=lambda eps: eps * 1.5),
     "norm_average_project": with_changed("norm_average_project", residual=lambda r: None),

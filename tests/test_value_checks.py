@@ -44,12 +44,20 @@ def scan_update(slots_in, slots_out):
     return partial(F.selective_state_update, state, x, dt, A, B, C, slots_in=slots_in, slots_out=slots_out)
 
 
+def mamba_update(slots):
+    x, z, state = randn(3, 8), randn(3, 8, seed=1), randn(4, 8, 4, seed=3)
+    weights = randn(8, 4, seed=4), None, randn(12, 8, seed=5), randn(8, 4, seed=6), randn(8, seed=7)
+    conv_state, A, D = randn(4, 3, 8, seed=2), -randn(8, 4).exp(), randn(8, seed=9)
+    return partial(F.mamba_update, x, z, conv_state, state, *weights, A, D, slots=slots)
+
+
 OPS = {
     "causal_conv1d": (conv, [(0, 2, 5)]),
     "selective_scan": (scan, [(0, 0, 4)]),
     "attention": (attention, [(0, 2, 5), (0, 3, 6)]),
     "causal_conv1d_update": (conv_update, [(3, 0, -1), (3, 1, 2)]),
     "selective_state_update": (scan_update, [(3, 0, -1), (3, 1, 2)]),
+    "mamba_update": (mamba_update, [(3, 0, -1)]),
 }
 WRONG = [
     ("causal_conv1d", [(1, 2, 5)], "cu_seqlens must start at 0, got 1"),
@@ -70,6 +78,8 @@ WRONG = [
         [(3, 0, 1), (0, 2, 1)],
         "slots_out must name no slot that another row reads, got slot 0",
     ),
+    ("mamba_update", [(3, 4, -1)], "slots must have values from -1 to 3 .*, got 4 at index 1"),
+    ("mamba_update", [(3, 0, 3)], "slots must name each slot once, got slot 3 in rows 0 and 2"),
 ]
 
 
@@ -106,6 +116,7 @@ BIG, SMALL = 2**31 - 1, -(2**31)
     ("attention", [(4, BIG, 2, 5), (0, 1, 1, 1)]),
     ("causal_conv1d_update", [(BIG, 0, -7), (3, SMALL, 9)]),
     ("selective_state_update", [(4, 0, SMALL), (3, 4, BIG)]),
+    ("mamba_update", [(BIG, 4, SMALL)]),
 ])  # fmt: skip
 def test_impossible_values_reach_no_other_memory(ops, op, values):
     """On a GPU nobody reads the values before the kernels do; what comes out is anybody's guess."""
