@@ -31,7 +31,7 @@ class ConvChannels {
       set_taps(static_cast<const T*>(filter.weight), filter.weight_stride, channel);
     }
     if (filter.bias != nullptr)
-      load_parameters<true, T>(bias_, filter.bias, filter.bias_is_f32, channel, kPack);
+      load_parameters<(kPack > 1), T>(bias_, filter.bias, filter.bias_is_f32, channel, kPack);
   }
 
   __device__ __forceinline__ int width() const { return kAnyWidth ? width_ : kWidth; }

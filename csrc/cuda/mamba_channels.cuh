@@ -140,7 +140,7 @@ class MambaChannels {
 #pragma unroll
     for (int round = 0; round < kRounds; ++round) {
       const int r = rank_begin(round);
-      if (r < rank()) dt_proj_[round] = load_constant<kPack>(row + r);
+      if (r < rank()) dt_proj_[round] = load<kPack>(row + r);
     }
   }
 

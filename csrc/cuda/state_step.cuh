@@ -29,18 +29,22 @@ class LaneStates {
       if (left(j) > 0) load_run<kPacks>(out[j], row + begin(j), left(j));
     }
   }
-  // A row that somebody writes: of the state, or of shared memory.
-  __device__ __forceinline__ void load_changing(Row& out, const C* row) const {
+  // A row that somebody writes: of the state, of shared memory, or by the kernel before one that overlaps it.
+  template <class S>
+  __device__ __forceinline__ void load_changing(Row& out, const S* row) const {
 #pragma unroll
     for (int j = 0; j < kParts; ++j) {
 #pragma unroll
       for (C& value : out[j]) value = 0;
       if constexpr (kPacks) {
-        if (left(j) > 0) widen(out[j], load<kPack>(row + begin(j)));
+        if (left(j) <= 0) continue;
+        const auto pack = load<kPack>(row + begin(j));
+#pragma unroll
+        for (int i = 0; i < kPack; ++i) out[j][i] = widen(pack[i]);
       } else {
 #pragma unroll
         for (int i = 0; i < kPack; ++i)
-          if (i < left(j)) out[j][i] = row[begin(j) + i];
+          if (i < left(j)) out[j][i] = widen(row[begin(j) + i]);
       }
     }
   }
@@ -56,9 +60,9 @@ class LaneStates {
   __device__ __forceinline__ void load_rates(Row& out, const void* A, bool is_f32, int64_t stride,
                                              int64_t channel) const {
     if (is_f32) {
-      load_row(out, static_cast<const float*>(A) + channel * stride);
+      load_changing(out, static_cast<const float*>(A) + channel * stride);
     } else {
-      load_row(out, static_cast<const T*>(A) + channel * stride);
+      load_changing(out, static_cast<const T*>(A) + channel * stride);
     }
 #pragma unroll
     for (auto& part : out)

@@ -41,10 +41,6 @@ OptionalArray mamba_update(const Array& x, const Array& z, const Array& conv_sta
       .workspace = nullptr,
       .counters = static_cast<uint32_t*>(counters.data()),
   };
-  for (const OptionalArray& weight :
-       {OptionalArray(conv_weight), conv_bias, OptionalArray(x_proj_weight), OptionalArray(dt_proj_weight),
-        OptionalArray(dt_bias), OptionalArray(A), OptionalArray(D), dt_norm, B_norm, C_norm})
-    set_constant(weight);
   if (!cuda::runs_mamba_update(params)) return std::nullopt;
   const Array out = new_like(x);
   params.out = out.data();
