@@ -183,6 +183,31 @@ def _selective_state_update(
     }
 
 
+def _mamba_update(
+    config: hymba_ops.HymbaConfig, layer: int, batch: int, length: int, dtype: torch.dtype
+) -> dict[str, Call]:
+    inner, states, rank = config.inner_size, config.mamba_d_state, config.dt_rank
+    x, z = (torch.randn(batch, inner, dtype=dtype) for _ in range(2))
+    x_proj, dt_proj = (
+        torch.randn(*shape, dtype=dtype) * shape[1] ** -0.5 for shape in ((rank + 2 * states, inner), (inner, rank))
+    )
+    A = -torch.arange(1.0, states + 1).repeat(inner, 1)
+    weights = (*_filter(config, dtype), x_proj, dt_proj, torch.randn(inner, dtype=dtype), A, torch.randn(inner))
+    norms = dict(
+        zip(("dt_norm", "B_norm", "C_norm"), (torch.rand(n, dtype=dtype) for n in (rank, states, states)), strict=True)
+    )
+    options: dict[str, Any] = {**norms, "eps": config.rms_norm_eps}
+    conv_state = torch.randn(batch, config.mamba_d_conv - 1, inner, dtype=dtype)
+    state = torch.randn(batch, inner, states)
+    ours, theirs, references = ((conv_state.clone(), state.clone()) for _ in range(3))
+    counters = torch.zeros(2, dtype=torch.int32)
+    return {
+        "hymba_ops": lambda: hymba_ops.mamba_update(x, z, *ours, *weights, **options, counters=counters),
+        "plain": lambda: plain.mamba_update(x, z, *theirs, *weights, **options),
+        "naive": lambda: python_reference.mamba_update(x, z, *references, *weights, **options),
+    }
+
+
 def _rms_norm(
     config: hymba_ops.HymbaConfig, layer: int, batch: int, length: int, dtype: torch.dtype
 ) -> dict[str, Call]:
@@ -253,6 +278,7 @@ OPS = {
     "gated_linear": _gated_linear,
     "causal_conv1d_update": _causal_conv1d_update,
     "selective_state_update": _selective_state_update,
+    "mamba_update": _mamba_update,
 }
 PEER_OPS = ("attention", "selective_scan", "causal_conv1d")  # of which bench/peers.py has some
 

@@ -64,5 +64,13 @@ def op_work(op: str, config: HymbaConfig, layer: int, *, batch: int, length: int
         "causal_conv1d_update": Work(
             flop=2 * taps * rows * inner, bytes=elements(inner * (rows * (2 + 2 * (taps - 1)) + taps + 1))
         ),
+        "mamba_update": Work(
+            flop=2 * rows * inner * (taps + 2 * config.dt_rank + 2 * states),
+            special=scan_special,
+            # x, z, out and the conv state twice; filter, x_proj, dt_proj, norms and dt_bias; A and D in float32, the
+            # states twice; two counters.
+            bytes=elements(inner * (rows * (3 + 2 * (taps - 1)) + taps + 2 + 2 * (config.dt_rank + states)))
+            + elements(config.dt_rank + 2 * states) + 4 * inner * (states + 1 + 2 * rows * states) + 8,
+        ),
         "selective_state_update": Work(special=scan_special, bytes=scan + 2 * 4 * rows * inner * states),
     }[op]  # fmt: skip

@@ -145,6 +145,20 @@ def state_update(
     return (y * nn.functional.silu(z.float())).to(x.dtype)
 
 
+def mamba_update(
+    x: Tensor, z: Tensor, conv_state: Tensor, ssm_state: Tensor, conv_weight: Tensor, conv_bias: Tensor,
+    x_proj_weight: Tensor, dt_proj_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, *, dt_norm: Tensor,
+    B_norm: Tensor, C_norm: Tensor, eps: float,
+) -> Tensor:  # fmt: skip
+    """`mamba_update` of one token, x [B, C], where row b of the states is row b's."""
+    u = conv1d_update(x, conv_state, conv_weight, conv_bias)
+    norms = (dt_norm, B_norm, C_norm)
+    parts = nn.functional.linear(u, x_proj_weight).split([norm.shape[0] for norm in norms], -1)
+    dt, B, C = (nn.functional.rms_norm(part, norm.shape, norm, eps) for part, norm in zip(parts, norms, strict=True))
+    dt = nn.functional.linear(dt, dt_proj_weight)
+    return state_update(ssm_state, u, dt, A, B, C, D, z, dt_bias=dt_bias)
+
+
 class PlainMixer(reference.HybridMixer):
     """python_reference's mixer in the best plain forms; its scan is the fastest plain one already."""
 

@@ -51,7 +51,7 @@ from bench.runner import (
 from bench.sweep_cases import Case, case_of, case_work, layer_work, needed_bytes, relative_work
 
 OPS = ("layer", *op_calls.OPS)
-UPDATE_OPS = ("causal_conv1d_update", "decode_attention", "selective_state_update")  # of one token a row
+UPDATE_OPS = ("causal_conv1d_update", "decode_attention", "mamba_update", "selective_state_update")  # a token a row
 LAYERED_OPS = ("layer", "attention", "decode_attention")  # sliding and global layers differ
 BRANCHES = ("layer", "attention", "selective_scan", "causal_conv1d")  # the others are small: a call's cost dominates
 PRESETS = ("1.5b", "350m", "125m")

@@ -152,7 +152,10 @@ def test_bytes_of_an_op_are_those_of_its_tensors(op, dtype, batch, length, layer
 
     def watched(*args, **kwargs):
         out = right(*args, **kwargs)
-        written = {"causal_conv1d_update": args[1:2], "selective_state_update": args[:1], "decode_attention": args[1:3]}
+        written = {
+            "causal_conv1d_update": args[1:2], "selective_state_update": args[:1], "decode_attention": args[1:3],
+            "mamba_update": args[2:4],
+        }  # fmt: skip
         seen.append(tensor_bytes([*args, *kwargs.values(), out, *written.get(op, ())]))
         return out
 

@@ -73,7 +73,7 @@ def test_every_form_of_the_layer_agrees(dtype, names):
         assert sweep.compare(calls) > 0
 
 
-@pytest.mark.parametrize("op", ["causal_conv1d_update", "selective_state_update"])
+@pytest.mark.parametrize("op", ["causal_conv1d_update", "mamba_update", "selective_state_update"])
 def test_update_forms_leave_the_same_state(op):
     """The second call starts from the state that the first one left."""
     with torch.inference_mode():

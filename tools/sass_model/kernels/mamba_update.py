@@ -1,38 +1,60 @@
-"""One token of one row and of 16: the slices' blocks by themselves, and the channels' blocks by themselves.
+"""One token of one row and of 16: the slices' blocks and the channels' blocks, one by one.
 
-The two follow each other: a channel's block has its weights and states by the time that the slices are there, so the
-sum of both simulations is near what a launch takes, with once too many a first load. A block that waits polls once.
-Both kinds of parameters (float32 and the inputs' type) are counted, of which one runs.
+A channel's block has its weights and states by the time that the slices of one row are there, so its way counts from
+the end of that wait; of 16 rows, whose blocks follow each other on an SM, it is the whole way. Both kinds of parameters
+(float32 and the inputs' type) are counted, of which one runs.
 """
 
 import math
 from functools import partial
 
+from tools.sass_model.control_flow import Loop
 from tools.sass_model.kernels import INNER, Plan, Workload, most
 from tools.sass_model.predict import KernelModel
 
 _RANK, _STATES, _WIDTH = 100, 16, 4
-_SLICE, _GROUP, _WARPS = 256, 64, 8  # channels of a block
+_SLICE, _GROUP, _WARPS = 256, 64, 8  # channels of a block; its warps
 _OUTPUTS = _RANK + 2 * _STATES
 _SLICES, _GROUPS = math.ceil(INNER / _SLICE), math.ceil(INNER / _GROUP)
 
 
-def _plan(slices: bool, batch: int, model: KernelModel) -> Plan:
-    """Rounds of the loops over rows; what belongs to the other kind of block, and padding, does not run."""
+def _parts(model: KernelModel) -> tuple[frozenset[int], frozenset[int], Loop]:
+    """The slices' blocks of code, the channels', and the loop in which the latter wait for the former."""
     copies, spin = most(model, "LDGSTS"), most(model, "YIELD")
-    branches = [model.flow.branch(loop, None, [other.header]) for loop, other in ((copies, spin), (spin, copies))]
-    mine, others = branches if slices else branches[::-1]
-    weights = {model.flow.address(block): 0.0 for block in others.own}
-    trips = {loop: 0.0 for loop in model.loops if loop.header in others.own}
-    if slices:
-        rows = [loop for loop in model.loops if loop.header in mine.own and model.count(loop, "MUFU.EX2")]
-        outer = next(loop for loop in model.loops if any(loop is row.parent for row in rows))
-        trips |= {copies: math.ceil(batch * _WIDTH / _WARPS), outer: batch}
-    return Plan(trips, weights=weights)
+    slices, channels = (
+        model.flow.branch(loop, None, [other.header]).own for loop, other in ((copies, spin), (spin, copies))
+    )
+    return slices, channels, spin
+
+
+def _without(model: KernelModel, blocks: frozenset[int]) -> Plan:
+    return Plan(
+        {loop: 0.0 for loop in model.loops if loop.header in blocks},
+        weights={model.flow.address(block): 0.0 for block in blocks},
+    )
+
+
+def _slices(batch: int, model: KernelModel) -> Plan:
+    slices, channels, _ = _parts(model)
+    plan = _without(model, channels)
+    own = [loop for loop in model.loops if loop.header in slices]
+    row = next(loop for loop in own if any(child.parent is loop and model.count(child, "MUFU.EX2") for child in own))
+    copies = most(model, "LDGSTS")
+    states = next(loop for loop in own if model.count(loop, "SHFL") and model.count(loop, "LDG"))
+    plan.trips[row] = batch
+    plan.trips[copies] = math.ceil(_OUTPUTS / _WARPS / model.count(copies, "LDGSTS"))
+    plan.trips[states] = math.ceil(batch * (_WIDTH - 1) / _WARPS / model.count(states, "LDG"))
+    return plan
+
+
+def _channels(waits: bool, model: KernelModel) -> Plan:
+    slices, channels, spin = _parts(model)
+    behind = {block for block in channels if spin.header in model.flow.dominators[block]}
+    return _without(model, slices | (channels - behind if waits else frozenset()))
 
 
 def _workloads(batch: int) -> list[Workload]:
-    sums, u = 4 * _SLICES * batch * _OUTPUTS, 2 * batch * INNER
+    sums, tokens = 4 * _SLICES * batch * _OUTPUTS, 2 * batch * INNER
     what = f"1.5B layer, batch {batch}, 1 token, bf16"
     return [
         Workload(
@@ -40,17 +62,18 @@ def _workloads(batch: int) -> list[Workload]:
             what=f"{what}: slices",
             tokens=batch,
             blocks=_SLICES,
-            device_bytes=2 * INNER * (_OUTPUTS + _WIDTH + 1) + u * (2 * _WIDTH - 1) + u + sums,
-            plan=partial(_plan, True, batch),
+            # x_proj, the filter with its bias; x, the states twice, u; what the channels add up.
+            device_bytes=2 * INNER * (_OUTPUTS + _WIDTH + 1) + tokens * (2 * _WIDTH) + sums,
+            plan=partial(_slices, batch),
         ),
         Workload(
             kernel="mamba_update_kernel<bfloat16>",
-            what=f"{what}: channels",
+            what=f"{what}: channels" + (" behind their wait" if batch == 1 else ""),
             tokens=batch,
             blocks=_GROUPS * batch,
-            # dt_proj; A in float32, D, dt_bias; the states twice; u, z and out; what the slices left.
-            device_bytes=2 * INNER * (_RANK + 2) + 4 * INNER * _STATES * (2 * batch + 1) + 3 * u + sums,
-            plan=partial(_plan, False, batch),
+            # dt_proj, D and dt_bias; A in float32, the states twice; u, z and out; what the slices left.
+            device_bytes=2 * INNER * (_RANK + 2) + 4 * INNER * _STATES * (2 * batch + 1) + 3 * tokens + sums,
+            plan=partial(_channels, batch == 1),
         ),
     ]
 
