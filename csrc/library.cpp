@@ -17,7 +17,7 @@ STABLE_TORCH_LIBRARY(hymba_ops, m) {
   m.def(
       "decode_attention(Tensor q, Tensor? k, Tensor? v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor "
       "lengths, Tensor? counts, Tensor? slots, Tensor? block_table, Tensor? meta_k, Tensor? meta_v, int? "
-      "window, float? scale, Tensor? inv_freq) -> Tensor");
+      "window, float? scale, Tensor? inv_freq, Tensor(c!)? counters) -> Tensor");
   m.def("rotary(Tensor x, Tensor positions, Tensor inv_freq) -> Tensor");
 
   // SSM branch. Final states and checkpoints (the state before every 64th token) are empty unless asked for.
@@ -48,6 +48,17 @@ STABLE_TORCH_LIBRARY(hymba_ops, m) {
       "conv_bias, Tensor x_proj_weight, Tensor dt_proj_weight, Tensor dt_bias, Tensor A, Tensor D, Tensor? "
       "dt_norm, "
       "Tensor? B_norm, Tensor? C_norm, float eps, Tensor? slots, Tensor(c!)? counters) -> Tensor");
+  // The two of a step: on a GPU both kernels run at once.
+  m.def(
+      "decode_branches(Tensor q, Tensor? k, Tensor? v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor "
+      "lengths, "
+      "Tensor? slots, Tensor? block_table, Tensor? meta_k, Tensor? meta_v, int? window, float? scale, "
+      "Tensor? "
+      "inv_freq, Tensor x, Tensor z, Tensor(c!) conv_state, Tensor(d!) ssm_state, Tensor conv_weight, "
+      "Tensor? "
+      "conv_bias, Tensor x_proj_weight, Tensor dt_proj_weight, Tensor dt_bias, Tensor A, Tensor D, Tensor? "
+      "dt_norm, Tensor? B_norm, Tensor? C_norm, float eps, Tensor(e!)? counters) -> (Tensor attn, Tensor "
+      "ssm)");
 
   // Join.
   m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
@@ -84,6 +95,7 @@ static void implement(Library& m) {
   m.impl("causal_conv1d_update", TORCH_BOX(&hymba::causal_conv1d_update));
   m.impl("selective_state_update", TORCH_BOX(&hymba::selective_state_update));
   m.impl("mamba_update", TORCH_BOX(&hymba::mamba_update));
+  m.impl("decode_branches", TORCH_BOX(&hymba::decode_branches));
   m.impl("rms_norm", TORCH_BOX(&hymba::rms_norm));
   m.impl("norm_average", TORCH_BOX(&hymba::norm_average));
   m.impl("norm_project", TORCH_BOX(&hymba::norm_project));

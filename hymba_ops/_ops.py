@@ -87,9 +87,21 @@ def _attention(
 def _decode_attention(
     q: Tensor, k: Tensor | None, v: Tensor | None, k_cache: Tensor, v_cache: Tensor, lengths: Tensor,
     counts: Tensor | None, slots: Tensor | None, block_table: Tensor | None, meta_k: Tensor | None,
-    meta_v: Tensor | None, window: int | None, scale: float | None, inv_freq: Tensor | None,
+    meta_v: Tensor | None, window: int | None, scale: float | None, inv_freq: Tensor | None, counters: Tensor | None,
 ) -> Tensor:  # fmt: skip
     return q.new_empty((*q.shape[:3], v_cache.shape[3]))
+
+
+@_fake("decode_branches")
+def _decode_branches(
+    q: Tensor, k: Tensor | None, v: Tensor | None, k_cache: Tensor, v_cache: Tensor, lengths: Tensor,
+    slots: Tensor | None, block_table: Tensor | None, meta_k: Tensor | None, meta_v: Tensor | None,
+    window: int | None, scale: float | None, inv_freq: Tensor | None, x: Tensor, z: Tensor, conv_state: Tensor,
+    ssm_state: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, x_proj_weight: Tensor, dt_proj_weight: Tensor,
+    dt_bias: Tensor, A: Tensor, D: Tensor, dt_norm: Tensor | None, B_norm: Tensor | None, C_norm: Tensor | None,
+    eps: float, counters: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return q.new_empty((*q.shape[:3], v_cache.shape[3])), x.new_empty(x.shape)
 
 
 @_fake("rotary")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hymba_ops import functional
 from hymba_ops.mixer_call import KeysValues, MixerState
-from hymba_ops.modules import HybridMixer, HymbaLayer
+from hymba_ops.modules import HybridMixer, HymbaLayer, HymbaMLP
 
 
 @dataclass
@@ -65,7 +65,7 @@ class LayerCache:
             weight.new_zeros(slots, config.mamba_d_conv - 1, config.inner_size),
             weight.new_zeros(states, dtype=state_dtype),
             mixer.decay_rates(),
-            weight.new_zeros(slots * config.num_attention_heads * step_tokens, dtype=torch.int32),
+            weight.new_zeros(2 + slots * step_tokens * config.num_attention_heads, dtype=torch.int32),
         )
 
     def start(self, slots: Tensor, kv: KeysValues, state: MixerState, *, block_table: Tensor | None = None) -> None:
@@ -133,55 +133,40 @@ def layer_step(
         eps=layer.input_layernorm.eps,
     )
     q, k, v, x, z = projected.split(mixer.in_proj_sizes(), dim=-1)
-    attn = _attention(
-        mixer, q, k, v, cast(LayerCache, producer if mixer.borrows_kv else cache), lengths, slots, block_table
-    )
-    hidden = mixer.join(attn, _ssm(mixer, x, z, cache, slots), hidden)
+    keys = cast(LayerCache, producer if mixer.borrows_kv else cache)
+    attn, ssm = _branches(mixer, (q, k, v, x, z), cache, keys, lengths, slots, block_table)
+    hidden = mixer.join(attn, ssm, hidden)
     return _mlp(layer, hidden, cache) if layer.has_mlp else hidden
 
 
-def _attention(
+def _branches(
     mixer: HybridMixer,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    projected: tuple[Tensor, ...],
+    cache: LayerCache,
     keys: LayerCache,
     lengths: Tensor,
     slots: Tensor | None,
     block_table: Tensor | None,
-) -> Tensor:
-    """q, k, v: slices of in_proj's output, k and v empty in a layer that borrows. Returns [B, n, inner_size]."""
-    config = mixer.config
-    queries = mixer.normed_heads("q_norm", q)
+) -> tuple[Tensor, Tensor]:
+    """projected: slices q, k, v, x, z of in_proj's output, k and v empty in a layer that borrows; keys: the cache that
+    has them. Returns both branches' [B, n, inner_size]."""
+    config, dt_proj = mixer.config, cast(nn.Linear, mixer.dt_proj[0])
+    q, k, v, x, z = projected
     new_k = new_v = None
     if not mixer.borrows_kv:
         new_k, new_v = mixer.normed_heads("k_norm", k), v.unflatten(-1, (-1, config.value_head_dim))
+    norms: dict[str, Tensor] = {}
+    if config.mamba_inner_layernorms:
+        weights = (norm.weight for norm in (mixer.dt_layernorm, mixer.B_layernorm, mixer.C_layernorm))
+        norms = dict(zip(("dt_norm", "B_norm", "C_norm"), weights, strict=True))
     assert keys.k is not None and keys.v is not None
-    return functional.decode_attention(
-        queries,
+    attn, ssm = functional.decode_branches(
+        mixer.normed_heads("q_norm", q),
         new_k,
         new_v,
         keys.k,
         keys.v,
         lengths,
-        slots=slots,
-        block_table=None if mixer.window is not None else block_table,
-        meta_k=keys.meta_k,
-        meta_v=keys.meta_v,
-        window=mixer.window,
-        scale=config.attention_scale,
-        inv_freq=None if mixer.inv_freq is None else mixer.inv_freq.to(q.device),
-    ).flatten(-2)
-
-
-def _ssm(mixer: HybridMixer, x: Tensor, z: Tensor, cache: LayerCache, slots: Tensor | None) -> Tensor:
-    """x, z: slices of in_proj's output. Returns [B, n, inner_size]."""
-    config, dt_proj = mixer.config, cast(nn.Linear, mixer.dt_proj[0])
-    norms: dict[str, Tensor] = {}
-    if config.mamba_inner_layernorms:
-        weights = (norm.weight for norm in (mixer.dt_layernorm, mixer.B_layernorm, mixer.C_layernorm))
-        norms = dict(zip(("dt_norm", "B_norm", "C_norm"), weights, strict=True))
-    return functional.mamba_update(
         x,
         z,
         cache.conv_state,
@@ -196,15 +181,22 @@ def _ssm(mixer: HybridMixer, x: Tensor, z: Tensor, cache: LayerCache, slots: Ten
         **norms,
         eps=config.rms_norm_eps,
         slots=slots,
+        block_table=None if mixer.window is not None else block_table,
+        meta_k=keys.meta_k,
+        meta_v=keys.meta_v,
+        window=mixer.window,
+        scale=config.attention_scale,
+        inv_freq=None if mixer.inv_freq is None else mixer.inv_freq.to(q.device),
         counters=cache.counters,
     )
+    return attn.flatten(-2), ssm
 
 
 def _mlp(layer: HymbaLayer, hidden: Tensor, cache: LayerCache) -> Tensor:
     """The residual stream [B, n, hidden_size] with the MLP's result added."""
-    mlp, norm = cast(nn.ModuleList, layer.moe["experts"])[0], layer.pre_moe_layernorm
+    mlp, norm = cast(HymbaMLP, cast(nn.ModuleList, layer.moe["experts"])[0]), layer.pre_moe_layernorm
     if mlp.gate_proj is None:
-        return mlp(norm(hidden), hidden)
+        return cast(Tensor, mlp(norm(hidden), hidden))
     return functional.gated_mlp(
         hidden,
         norm.weight,

@@ -71,6 +71,7 @@ def decode_attention(
     window: int | None = None,
     scale: float | None = None,
     inv_freq: Tensor | None = None,
+    counters: Tensor | None = None,
 ) -> Tensor:
     """`attention` of the next 1 to 16 tokens of each row on cached keys; the caches change in place.
 
@@ -98,6 +99,7 @@ def decode_attention(
         window: keys visible before a token's own, >= 0; None for all (pages only).
         scale: factor on q k^T; None for 1 / sqrt(Dk).
         inv_freq: float32 [Dk / 2], as in `rotary`; None for no RoPE.
+        counters: as in `gated_mlp`, but at least B * n * Hq.
 
     Returns:
         [B, n, Hq, Dv], q's dtype.
@@ -106,7 +108,7 @@ def decode_attention(
     _refuse_grad("decode_attention", **tensors)
     return _ops.call(
         "decode_attention", q, k, v, k_cache, v_cache, lengths, counts, slots, block_table, meta_k, meta_v, window,
-        scale, inv_freq,
+        scale, inv_freq, counters,
     )  # fmt: skip
 
 
@@ -308,6 +310,64 @@ def mamba_update(
     return _ops.call(
         "mamba_update", x, z, conv_state, ssm_state, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, dt_bias, A,
         D, dt_norm, B_norm, C_norm, eps, slots, counters,
+    )  # fmt: skip
+
+
+def decode_branches(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    lengths: Tensor,
+    x: Tensor,
+    z: Tensor,
+    conv_state: Tensor,
+    ssm_state: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    x_proj_weight: Tensor,
+    dt_proj_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    *,
+    slots: Tensor | None = None,
+    block_table: Tensor | None = None,
+    meta_k: Tensor | None = None,
+    meta_v: Tensor | None = None,
+    window: int | None = None,
+    scale: float | None = None,
+    inv_freq: Tensor | None = None,
+    dt_norm: Tensor | None = None,
+    B_norm: Tensor | None = None,
+    C_norm: Tensor | None = None,
+    eps: float = 1e-6,
+    counters: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`decode_attention` and `mamba_update` of one step, which need nothing of each other: on a GPU they run at once.
+
+    Args:
+        q, k, v, k_cache, v_cache, lengths, block_table, meta_k, meta_v, window, scale, inv_freq: as in
+            `decode_attention`.
+        x, z, conv_state, ssm_state, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, dt_bias, A, D, dt_norm,
+            B_norm, C_norm, eps: as in `mamba_update`, x and z [B, n, C].
+        slots: as in both.
+        counters: as in `gated_mlp`, but at least 2 + B * n * Hq.
+
+    Returns:
+        Attention's [B, n, Hq, Dv] and the SSM branch's [B, n, C], q's dtype.
+    """
+    _refuse_grad(
+        "decode_branches", q=q, k=k, v=v, k_cache=k_cache, v_cache=v_cache, meta_k=meta_k, meta_v=meta_v, x=x, z=z,
+        conv_state=conv_state, ssm_state=ssm_state, conv_weight=conv_weight, conv_bias=conv_bias,
+        x_proj_weight=x_proj_weight, dt_proj_weight=dt_proj_weight, dt_bias=dt_bias, A=A, D=D, dt_norm=dt_norm,
+        B_norm=B_norm, C_norm=C_norm,
+    )  # fmt: skip
+    return _ops.call(
+        "decode_branches", q, k, v, k_cache, v_cache, lengths, slots, block_table, meta_k, meta_v, window, scale,
+        inv_freq, x, z, conv_state, ssm_state, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, dt_bias, A, D,
+        dt_norm, B_norm, C_norm, eps, counters,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from python_reference.config import HymbaConfig
 from python_reference.conv import causal_conv1d, causal_conv1d_update
 from python_reference.decode import decode_attention
 from python_reference.linear import gated_linear, linear
-from python_reference.mamba import mamba_update
+from python_reference.mamba import decode_branches, mamba_update
 from python_reference.mixer import HybridMixer, PerHeadRMSNorm, RMSNorm
 from python_reference.mlp import gated_mlp
 from python_reference.model import HymbaForCausalLM, HymbaLayer, HymbaMLP, HymbaModel
@@ -31,6 +31,7 @@ __all__ = [
     "causal_conv1d",
     "causal_conv1d_update",
     "decode_attention",
+    "decode_branches",
     "gated_linear",
     "gated_mlp",
     "linear",

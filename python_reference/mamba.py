@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from python_reference.conv import causal_conv1d_update
+from python_reference.decode import decode_attention
 from python_reference.linear import linear
 from python_reference.norms import rms_norm
 from python_reference.scan import selective_state_update
@@ -60,3 +61,47 @@ def mamba_update(
     )
     dt = linear(dt, dt_proj_weight)
     return selective_state_update(ssm_state, u, dt, A, B, C, D, z, dt_bias=dt_bias, slots_in=slots)
+
+
+def decode_branches(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    lengths: Tensor,
+    x: Tensor,
+    z: Tensor,
+    conv_state: Tensor,
+    ssm_state: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    x_proj_weight: Tensor,
+    dt_proj_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    *,
+    slots: Tensor | None = None,
+    block_table: Tensor | None = None,
+    meta_k: Tensor | None = None,
+    meta_v: Tensor | None = None,
+    window: int | None = None,
+    scale: float | None = None,
+    inv_freq: Tensor | None = None,
+    dt_norm: Tensor | None = None,
+    B_norm: Tensor | None = None,
+    C_norm: Tensor | None = None,
+    eps: float = 1e-6,
+    counters: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """decode_attention and mamba_update of one step: [B, n, Hq, Dv] and [B, n, C]; counters are not used."""
+    attn = decode_attention(
+        q, k, v, k_cache, v_cache, lengths, slots=slots, block_table=block_table, meta_k=meta_k, meta_v=meta_v,
+        window=window, scale=scale, inv_freq=inv_freq,
+    )  # fmt: skip
+    ssm = mamba_update(
+        x, z, conv_state, ssm_state, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, dt_bias, A, D,
+        dt_norm=dt_norm, B_norm=B_norm, C_norm=C_norm, eps=eps, slots=slots,
+    )  # fmt: skip
+    return attn, ssm

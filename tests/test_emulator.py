@@ -70,7 +70,10 @@ FAULTS = {
     "threads_write_a_shared_cell": [({"races"}, "data race on shared memory.*writes after a write")],
     "store_beside_atomics": [({"races"}, "data race on shared memory")],
     "global_cells_of_other_threads": [({"races"}, "data race on global memory.*by thread number")],
-    "missing_wait_for_blocks": [({"descending"}, WRONG_VALUE), ({"races"}, "data race on global memory.*another block")],
+    "missing_wait_for_blocks": [
+        ({"descending"}, WRONG_VALUE),
+        ({"races"}, "data race on global memory.*another block"),
+    ],
     "count_that_never_comes": [(ALL, r"deadlock: no block can go on.*grid\.cu:\d+ for 1 blocks, 0 have come")],
     "read_before_wait_for_blocks": [({"descending"}, WRONG_VALUE), ({"races"}, "data race on global memory.*another")],
     "count_without_barrier": [({"races"}, "data race on global memory.*another block")],

@@ -45,17 +45,24 @@ bool runs_on_cuda(const Tensor& like, const Params& params,
   return takes(params);
 }
 
-// The same for kernels that share a workspace, as large as `workspace_bytes` says.
+// Uninitialised memory that kernels share, as large as `workspace_bytes` says, set in `params`. It has to
+// live until the last launch that uses it; the allocator then keeps it for this stream.
+template <class Params>
+Tensor new_workspace(const Tensor& like, Params& params,
+                     std::type_identity_t<size_t (*)(const Params&)> workspace_bytes) {
+  const auto bytes = static_cast<int64_t>(workspace_bytes(params));
+  const Tensor workspace = new_tensor(like, {bytes}, torch::headeronly::ScalarType::Byte);
+  params.workspace = workspace.mutable_data_ptr();
+  return workspace;
+}
+
+// The same for kernels with a workspace.
 template <class Params>
 void launch_cuda(const Tensor& like, Params params,
                  std::type_identity_t<int (*)(const Params&, void*)> cuda_launch,
                  std::type_identity_t<size_t (*)(const Params&)> workspace_bytes) {
-  std::optional<Tensor> workspace;  // lives until the launch; the allocator then keeps it for this stream
-  if (workspace_bytes != nullptr) {
-    const auto bytes = static_cast<int64_t>(workspace_bytes(params));
-    workspace = new_tensor(like, {bytes}, torch::headeronly::ScalarType::Byte);
-    params.workspace = workspace->mutable_data_ptr();
-  }
+  std::optional<Tensor> workspace;
+  if (workspace_bytes != nullptr) workspace = new_workspace(like, params, workspace_bytes);
   launch_cuda(like, static_cast<const Params&>(params), cuda_launch);
 }
 

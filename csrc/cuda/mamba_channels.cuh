@@ -44,6 +44,7 @@ class MambaChannels {
   __device__ __forceinline__ void run() {
     prefetch_weights();
     wait_for_previous_grid();
+    start_next_grid();
     if (is_padding(p_.slots, b_)) {
       wait_for_slices();
       for (int t = 0; t < tokens(); ++t)

@@ -52,6 +52,7 @@ class MambaSlice {
   __device__ __forceinline__ void run() {
     prefetch_weights();
     wait_for_previous_grid();
+    start_next_grid();
     if (lane() < p_.batch) slot_ = static_cast<int>(slot_in(p_.slots, lane()));
     copy_weights();
     Conv conv(p_.filter, channel() < sizes_.channels ? channel() : 0);

@@ -7,6 +7,9 @@
 // and wait until all slices are counted. Blocks start in the order of their index, so those that are waited
 // for run.
 //
+// The next grid starts when all blocks know the end of the one before: decode_attention may then run beside
+// this kernel without waiting for anything (decode_branches).
+//
 // A row's bits do not follow from the other rows: mma's tokens are apart, slices are those of the channels.
 #include "ops/mamba_update.h"
 
@@ -20,7 +23,6 @@ namespace {
 template <class T>
 __global__ void __launch_bounds__(kMambaThreads, 2) mamba_update_kernel(MambaUpdateParams p) {
   HYMBA_DYNAMIC_SHARED(shared);
-  start_next_grid();
   const MambaSizes sizes(p);
   const int block = static_cast<int>(blockIdx.x);
   if (block < sizes.slices) {

@@ -1,9 +1,9 @@
-#include "ops/decode_attention.h"
-
 #include <cmath>
 #include <vector>
 
+#include "core/counters.h"
 #include "core/launch.h"
+#include "ops/decode_inputs.h"
 #include "ops/heads_view.h"
 #include "ops/ops.h"
 
@@ -171,58 +171,75 @@ static KeyCache checked_cache(const Check& check, const Tensor& q, const Tensor&
   return cache_of(lengths, counts, slots, block_table);
 }
 
-Tensor decode_attention(const Tensor& q, const OptionalTensor& k, const OptionalTensor& v, Tensor k_cache,
-                        Tensor v_cache, const Tensor& lengths, const OptionalTensor& counts,
-                        const OptionalTensor& slots, const OptionalTensor& block_table,
-                        const OptionalTensor& meta_k, const OptionalTensor& meta_v,
-                        std::optional<int64_t> window, std::optional<double> scale,
-                        const OptionalTensor& inv_freq) {
-  const Check check("decode_attention");
+DecodeAttentionParams checked_params(const Check& check, const DecodeAttentionInputs& in) {
+  const Tensor& q = in.q;
   check_queries(check, q);
-  check_caches(check, q, k_cache, v_cache, lengths, block_table.has_value(), window);
-  check_new(check, q, k, v, k_cache, v_cache);
-  check_meta(check, q, meta_k, meta_v, k_cache, v_cache);
-  check_frequencies(check, q, inv_freq);
-  const int64_t B = q.size(0), n = q.size(1), Hq = q.size(2), Dk = q.size(3), Dv = v_cache.size(3);
-  const int64_t meta_len = meta_k ? meta_k->size(0) : 0;
-  const Mask mask{window ? std::min(*window, kMaxPosition) : kNoWindow, meta_len};
-  const KeyCache cache = checked_cache(check, q, k_cache, lengths, counts, slots, block_table, mask);
-
-  const Tensor out = new_tensor(q, {B, n, Hq, Dv});
-  const DecodeAttentionParams params{
+  check_caches(check, q, in.k_cache, in.v_cache, in.lengths, in.block_table.has_value(), in.window);
+  check_new(check, q, in.k, in.v, in.k_cache, in.v_cache);
+  check_meta(check, q, in.meta_k, in.meta_v, in.k_cache, in.v_cache);
+  check_frequencies(check, q, in.inv_freq);
+  const int64_t B = q.size(0), k_dim = q.size(3), rows = in.k_cache.size(1);
+  const int64_t meta_len = in.meta_k ? in.meta_k->size(0) : 0;
+  const Mask mask{in.window ? std::min(*in.window, kMaxPosition) : kNoWindow, meta_len};
+  const KeyCache cache =
+      checked_cache(check, q, in.k_cache, in.lengths, in.counts, in.slots, in.block_table, mask);
+  return {
       .attention =
           {
               .q = heads_view(q),
-              .k = heads_view(k_cache),
-              .v = heads_view(v_cache),
-              .meta_k = meta_view(meta_k),
-              .meta_v = meta_view(meta_v),
-              .out = out.mutable_data_ptr(),
+              .k = heads_view(in.k_cache),
+              .v = heads_view(in.v_cache),
+              .meta_k = meta_view(in.meta_k),
+              .meta_v = meta_view(in.meta_v),
+              .out = nullptr,
               .lse = nullptr,
               .cu_seqlens_q = nullptr,
               .cu_seqlens_k = nullptr,
               .batch = B,
               .sequences = B,
-              .q_len = n,
-              .k_len = block_table ? block_table->size(1) * k_cache.size(1) : k_cache.size(1),
-              .q_heads = Hq,
-              .kv_heads = k_cache.size(2),
-              .k_dim = Dk,
-              .v_dim = Dv,
+              .q_len = q.size(1),
+              .k_len = in.block_table ? in.block_table->size(1) * rows : rows,
+              .q_heads = q.size(2),
+              .kv_heads = in.k_cache.size(2),
+              .k_dim = k_dim,
+              .v_dim = in.v_cache.size(3),
               .meta_len = meta_len,
               .mask = mask,
-              .scale = scale ? *scale : 1.0 / std::sqrt(static_cast<double>(Dk)),
+              .scale = in.scale ? *in.scale : 1.0 / std::sqrt(static_cast<double>(k_dim)),
               .dtype = dtype_of(q),
               .cache = cache,
           },
-      .new_k = heads_view(k),
-      .new_v = heads_view(v),
-      .inv_freq = inv_freq ? inv_freq->const_data_ptr<float>() : nullptr,
+      .new_k = heads_view(in.k),
+      .new_v = heads_view(in.v),
+      .inv_freq = in.inv_freq ? in.inv_freq->const_data_ptr<float>() : nullptr,
       .workspace = nullptr,
+      .counters = nullptr,
+      .beside_previous = false,
   };
-  if (B > 0)
-    launch(q, params, cpu::decode_attention, HYMBA_CUDA(cuda::decode_attention),
-           HYMBA_CUDA(cuda::decode_attention_workspace_bytes));
+}
+
+Tensor new_output(const DecodeAttentionInputs& in) {
+  return new_tensor(in.q, {in.q.size(0), in.q.size(1), in.q.size(2), in.v_cache.size(3)});
+}
+
+Tensor decode_attention(const Tensor& q, const OptionalTensor& k, const OptionalTensor& v, Tensor k_cache,
+                        Tensor v_cache, const Tensor& lengths, const OptionalTensor& counts,
+                        const OptionalTensor& slots, const OptionalTensor& block_table,
+                        const OptionalTensor& meta_k, const OptionalTensor& meta_v,
+                        std::optional<int64_t> window, std::optional<double> scale,
+                        const OptionalTensor& inv_freq, OptionalTensor counters) {
+  const Check check("decode_attention");
+  const DecodeAttentionInputs in{q,     k,           v,      k_cache, v_cache, lengths, counts,
+                                 slots, block_table, meta_k, meta_v,  window,  scale,   inv_freq};
+  DecodeAttentionParams params = checked_params(check, in);
+  const int64_t count = decode_attention_counters(params.attention);
+  check_counters(check, counters, "q", q, count);
+  const Tensor out = new_output(in);
+  if (q.size(0) == 0) return out;
+  params.attention.out = out.mutable_data_ptr();
+  if (!q.is_cpu()) params.counters = counters_for(counters, q, count);
+  launch(q, params, cpu::decode_attention, HYMBA_CUDA(cuda::decode_attention),
+         HYMBA_CUDA(cuda::decode_attention_workspace_bytes));
   return out;
 }
 

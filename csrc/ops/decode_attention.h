@@ -15,8 +15,17 @@ struct DecodeAttentionParams {
   HeadsView new_k;  // [B, n, Hkv, Dk] before RoPE; null data where the cache already has this step's keys
   HeadsView new_v;  // [B, n, Hkv, Dv]
   const float* inv_freq;  // [Dk / 2], or null: no RoPE
-  void* workspace;        // CUDA only
+  void* workspace;        // CUDA only, as counters:
+  uint32_t* counters;     // decode_attention_counters zeros, zeros again when the kernel has ended
+  // On a GPU: the kernel launched before writes nothing that this one reads, and has let this one start only
+  // once it had waited for all before it (cuda/primitives/grid.cuh). Both may then run at once.
+  bool beside_previous;
 };
+
+// For each row, token and head one: more than any way to cut them needs.
+inline int64_t decode_attention_counters(const AttentionParams& p) {
+  return p.batch * p.q_len * p.q_heads;
+}
 
 namespace cuda {
 size_t decode_attention_workspace_bytes(const DecodeAttentionParams& params);

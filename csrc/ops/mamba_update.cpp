@@ -1,22 +1,13 @@
-#include "ops/mamba_update.h"
-
 #include "core/check_slots.h"
 #include "core/counters.h"
 #include "core/launch.h"
 #include "ops/conv_filter.h"
+#include "ops/decode_inputs.h"
 #include "ops/ops.h"
 #include "ops/selective_scan.h"  // kMaxStates
 
 namespace hymba {
 namespace {
-
-struct Inputs {
-  const Tensor &x, &z, &conv_state, &ssm_state, &conv_weight;
-  const OptionalTensor& conv_bias;
-  const Tensor &x_proj, &dt_proj, &dt_bias, &A, &D;
-  const OptionalTensor* norms[3];  // of dt, B and C
-  const OptionalTensor& slots;
-};
 
 ParameterView parameter_view(const OptionalTensor& t) {
   return {data_or_null(t), is_f32(t)};
@@ -27,7 +18,7 @@ void check_channels(const Check& check, const char* name, const Tensor& t, const
   check.shape(name, t, "[C]", {x.size(x.dim() - 1)});
 }
 
-void check_norms(const Check& check, const Inputs& in) {
+void check_norms(const Check& check, const MambaUpdateInputs& in) {
   static constexpr const char* kNames[] = {"dt_norm", "B_norm", "C_norm"};
   const int64_t rank = in.dt_proj.size(1), states = in.A.size(1);
   for (int i = 0; i < 3; ++i) {
@@ -40,8 +31,9 @@ void check_norms(const Check& check, const Inputs& in) {
   }
 }
 
-// Everything but `out` and the workspace.
-MambaUpdateParams checked_params(const Check& check, const Inputs& in, double eps) {
+}  // namespace
+
+MambaUpdateParams checked_params(const Check& check, const MambaUpdateInputs& in) {
   const Tensor& x = in.x;
   check.floating("x", x);
   const int64_t tokens = check.step_tokens("x", x, kMaxStepTokens);
@@ -83,7 +75,7 @@ MambaUpdateParams checked_params(const Check& check, const Inputs& in, double ep
       .A_stride = in.A.stride(0),
       .D = parameter_view(in.D),
       .norms = {parameter_view(*in.norms[0]), parameter_view(*in.norms[1]), parameter_view(*in.norms[2])},
-      .eps = eps,
+      .eps = in.eps,
       .out = nullptr,
       .slots = checked_slots(check, in.slots, x, "conv_state", in.conv_state),
       .batch = x.size(0),
@@ -96,22 +88,19 @@ MambaUpdateParams checked_params(const Check& check, const Inputs& in, double ep
   };
 }
 
-// The same, op by op.
-Tensor composed(const Inputs& in, double eps) {
+Tensor composed_mamba_update(const MambaUpdateInputs& in) {
   const Tensor u =
       causal_conv1d_update(in.x, in.conv_state, in.conv_weight, in.conv_bias, true, in.slots, {});
   Tensor projected = linear(u, in.x_proj, {}, {});
   const int64_t rank = in.dt_proj.size(1), states = in.A.size(1);
   const auto part = [&](int i, int64_t begin, int64_t size) {
     const Tensor values = torch::stable::narrow(projected, projected.dim() - 1, begin, size);
-    return *in.norms[i] ? rms_norm(values, **in.norms[i], eps) : values;
+    return *in.norms[i] ? rms_norm(values, **in.norms[i], in.eps) : values;
   };
   const Tensor dt = linear(part(0, 0, rank), in.dt_proj, {}, {});
   return selective_state_update(in.ssm_state, u, dt, in.A, part(1, rank, states),
                                 part(2, rank + states, states), in.D, in.z, in.dt_bias, true, in.slots, {});
 }
-
-}  // namespace
 
 Tensor mamba_update(const Tensor& x, const Tensor& z, Tensor conv_state, Tensor ssm_state,
                     const Tensor& conv_weight, const OptionalTensor& conv_bias, const Tensor& x_proj_weight,
@@ -119,23 +108,24 @@ Tensor mamba_update(const Tensor& x, const Tensor& z, Tensor conv_state, Tensor 
                     const OptionalTensor& dt_norm, const OptionalTensor& B_norm, const OptionalTensor& C_norm,
                     double eps, const OptionalTensor& slots, OptionalTensor counters) {
   const Check check("mamba_update");
-  const Inputs in{x,
-                  z,
-                  conv_state,
-                  ssm_state,
-                  conv_weight,
-                  conv_bias,
-                  x_proj_weight,
-                  dt_proj_weight,
-                  dt_bias,
-                  A,
-                  D,
-                  {&dt_norm, &B_norm, &C_norm},
-                  slots};
-  MambaUpdateParams params = checked_params(check, in, eps);
+  const MambaUpdateInputs in{x,
+                             z,
+                             conv_state,
+                             ssm_state,
+                             conv_weight,
+                             conv_bias,
+                             x_proj_weight,
+                             dt_proj_weight,
+                             dt_bias,
+                             A,
+                             D,
+                             {&dt_norm, &B_norm, &C_norm},
+                             eps,
+                             slots};
+  MambaUpdateParams params = checked_params(check, in);
   check_counters(check, counters, "x", x, kMambaUpdateCounters);
   if (x.size(0) == 0) return new_like(x);
-  if (!runs_on_cuda(x, params, HYMBA_CUDA(cuda::runs_mamba_update))) return composed(in, eps);
+  if (!runs_on_cuda(x, params, HYMBA_CUDA(cuda::runs_mamba_update))) return composed_mamba_update(in);
   const Tensor out = new_like(x);
   params.out = out.mutable_data_ptr();
   params.counters = counters_for(counters, x, kMambaUpdateCounters);

@@ -17,7 +17,16 @@ Tensor decode_attention(const Tensor& q, const OptionalTensor& k, const Optional
                         const OptionalTensor& slots, const OptionalTensor& block_table,
                         const OptionalTensor& meta_k, const OptionalTensor& meta_v,
                         std::optional<int64_t> window, std::optional<double> scale,
-                        const OptionalTensor& inv_freq);
+                        const OptionalTensor& inv_freq, OptionalTensor counters);
+std::tuple<Tensor, Tensor> decode_branches(
+    const Tensor& q, const OptionalTensor& k, const OptionalTensor& v, Tensor k_cache, Tensor v_cache,
+    const Tensor& lengths, const OptionalTensor& slots, const OptionalTensor& block_table,
+    const OptionalTensor& meta_k, const OptionalTensor& meta_v, std::optional<int64_t> window,
+    std::optional<double> scale, const OptionalTensor& inv_freq, const Tensor& x, const Tensor& z,
+    Tensor conv_state, Tensor ssm_state, const Tensor& conv_weight, const OptionalTensor& conv_bias,
+    const Tensor& x_proj_weight, const Tensor& dt_proj_weight, const Tensor& dt_bias, const Tensor& A,
+    const Tensor& D, const OptionalTensor& dt_norm, const OptionalTensor& B_norm,
+    const OptionalTensor& C_norm, double eps, OptionalTensor counters);
 Tensor rotary(const Tensor& x, const Tensor& positions, const Tensor& inv_freq);
 
 std::tuple<Tensor, Tensor> causal_conv1d(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,

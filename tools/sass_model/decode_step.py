@@ -151,10 +151,15 @@ def table(launches: Sequence[Sequence[Role]], step: Step, terms: Terms) -> list[
     for number, (launch, end) in enumerate(zip(launches, step.ends, strict=True), 1):
         for role in launch:
             last = f"{end:.1f}" if role is launch[-1] else ""
-            share = f"1/{round(1 / role.share)}"
-            lines.append(
-                f"| {number} {role.name} | {role.blocks} | {share} | {role.bytes / 1e6:.2f} | {role.path:.1f} | {last} |"
+            cells = (
+                f"{number} {role.name}",
+                f"{role.blocks}",
+                f"1/{round(1 / role.share)}",
+                f"{role.bytes / 1e6:.2f}",
+                f"{role.path:.1f}",
+                last,
             )
+            lines.append(f"| {' | '.join(cells)} |")
     return [
         *lines,
         "",
