@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tools import cubins
-from tools.sass_model.kernels import Workload, workloads
-from tools.sass_model.machine import Card
+from tools.sass_model.kernels import workloads
+from tools.sass_model.machine import CARDS, Card
 from tools.sass_model.pair import Side, described
 from tools.sass_model.predict import KernelModel, predict
 
@@ -47,6 +47,15 @@ class Role:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """A launch: roles in the order of their blocks."""
+
+    roles: tuple[Role, ...]
+    starts_next_late: bool = False  # only once its blocks know the end of the launch before
+    beside_previous: bool = False  # waits for the launch before only in order to end
+
+
+@dataclass(frozen=True)
 class Step:
     us: float  # a layer in a row of them
     ends: tuple[float, ...]  # of the launches, from the end of the layer before
@@ -57,19 +66,20 @@ class Step:
         return self.us / self.bytes_us
 
 
-def simulate(launches: Sequence[Sequence[Role]], sms: int, terms: Terms, *, layers: int = 6) -> Step:
-    """The last of `layers` equal layers, whose launches consist of roles in the order of their blocks."""
+def simulate(grids: Sequence[Grid], sms: int, terms: Terms, *, layers: int = 6) -> Step:
+    """The last of `layers` equal layers."""
     free, memory_free = float(sms), 0.0
     running: list[tuple[float, float]] = []  # end, share
-    launch_end = -terms.grid_end  # of the launch before; nothing precedes the first
-    may_start, now = 0.0, 0.0
+    previous_end = -terms.grid_end  # nothing precedes the first launch
+    may_start = now = 0.0
     ends: list[float] = []
-    for launch in list(launches) * layers:
-        role_end, last_end = 0.0, 0.0
-        for role in launch:
-            ready_after = launch_end + terms.grid_end
+    for grid in list(grids) * layers:
+        known = previous_end + terms.grid_end  # when its blocks know the end of the launch before
+        role_end = grid_end = 0.0
+        for role in grid.roles:
+            ready = 0.0 if grid.beside_previous else known
             if role.waits:
-                ready_after = max(ready_after, role_end + terms.block_end)
+                ready = max(ready, role_end + terms.block_end)
             for _ in range(role.blocks):
                 now = max(now, may_start)
                 while free < role.share - 1e-9:
@@ -78,14 +88,17 @@ def simulate(launches: Sequence[Sequence[Role]], sms: int, terms: Terms, *, laye
                 free -= role.share
                 begin = now + terms.start
                 memory_free = max(memory_free, begin) + role.bytes / role.blocks / terms.bandwidth
-                end = max(max(ready_after, begin) + role.path, memory_free + terms.memory)
+                end = max(max(ready, begin) + role.path, memory_free + terms.memory)
+                if grid.beside_previous:
+                    end = max(end, known)
                 heapq.heappush(running, (end, role.share))
                 role_end = max(role_end, end)
-            last_end = max(last_end, role_end)
-        may_start, launch_end = now, last_end
-        ends.append(last_end)
-    own, before = ends[-len(launches) :], ends[-len(launches) - 1]
-    moved = sum(role.bytes for launch in launches for role in launch)
+            grid_end = max(grid_end, role_end)
+        may_start = max(now, known) if grid.starts_next_late else now
+        previous_end = grid_end
+        ends.append(grid_end)
+    own, before = ends[-len(grids) :], ends[-len(grids) - 1]
+    moved = sum(role.bytes for grid in grids for role in grid.roles)
     return Step(own[-1] - before, tuple(end - before for end in own), moved / terms.bandwidth)
 
 
@@ -116,41 +129,42 @@ def role_of(side: Side, name: str, *, waits: bool = False) -> Role:
     return Role(name, side.launch.blocks, 1 / held, side.launch.device_bytes, path, waits=waits)
 
 
-def layer(nvcc: str) -> tuple[list[list[Role]], Card]:
+def layer(nvcc: str) -> tuple[list[Grid], Card]:
     """The launches of a sliding layer that makes its own keys, one row, and the card they are for."""
 
-    def side(op: str, what: str) -> Side:
-        return described(nvcc, op, one(workloads(op), what))
+    def role(op: str, what: str, name: str, *, waits: bool = False) -> Role:
+        workload = next(workload for workload in workloads(op) if what in workload.what)
+        return role_of(described(nvcc, op, workload), name, waits=waits)
 
-    def one(found: Sequence[Workload], what: str) -> Workload:
-        return next(workload for workload in found if what in workload.what)
-
-    attention = side("decode_attention", f"window 1024, {_BATCH}")
+    step = f"{_BATCH} 1 token, bf16"
     return [
-        [role_of(side("norm_project", "in_proj"), "norm, in_proj")],
-        [role_of(attention, "attention, its splits joined")],
-        [
-            role_of(side("mamba_update", f"{_BATCH} 1 token, bf16: slices"), "conv, x_proj"),
-            role_of(
-                side("mamba_update", f"{_BATCH} 1 token, bf16: channels"), "norms, dt_proj, state, gate", waits=True
+        Grid((role("norm_project", "in_proj", "norm, in_proj"),)),
+        Grid(
+            (
+                role("mamba_update", f"{step}: slices", "conv, x_proj"),
+                role("mamba_update", f"{step}: channels", "norms, dt_proj, state, gate", waits=True),
             ),
-        ],
-        [role_of(side("norm_project", "out_proj"), "norm-average, out_proj")],
-        [
-            role_of(side("gated_mlp", "gate and up"), "norm, gate and up"),
-            role_of(side("gated_mlp", "down"), "down", waits=True),
-        ],
-    ], attention.model.card
+            starts_next_late=True,
+        ),
+        Grid((role("decode_attention", f"window 1024, {_BATCH}", "attention"),), beside_previous=True),
+        Grid((role("norm_project", "out_proj", "norm-average, out_proj"),)),
+        Grid(
+            (
+                role("gated_mlp", "gate and up", "norm, gate and up"),
+                role("gated_mlp", "down", "down", waits=True),
+            )
+        ),
+    ], CARDS[90]
 
 
-def table(launches: Sequence[Sequence[Role]], step: Step, terms: Terms) -> list[str]:
+def table(grids: Sequence[Grid], step: Step, terms: Terms) -> list[str]:
     lines = [
         "| launch | blocks | of an SM | MB | a block's way, us | ends at us |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for number, (launch, end) in enumerate(zip(launches, step.ends, strict=True), 1):
-        for role in launch:
-            last = f"{end:.1f}" if role is launch[-1] else ""
+    for number, (grid, end) in enumerate(zip(grids, step.ends, strict=True), 1):
+        for role in grid.roles:
+            last = f"{end:.1f}" if role is grid.roles[-1] else ""
             cells = (
                 f"{number} {role.name}",
                 f"{role.blocks}",
@@ -170,8 +184,8 @@ def table(launches: Sequence[Sequence[Role]], step: Step, terms: Terms) -> list[
 
 def main() -> None:
     terms = Terms()
-    launches, card = layer(cubins.find_nvcc())
-    print("\n".join(table(launches, simulate(launches, card.sms, terms), terms)))
+    grids, card = layer(cubins.find_nvcc())
+    print("\n".join(table(grids, simulate(grids, card.sms, terms), terms)))
 
 
 if __name__ == "__main__":
