@@ -28,7 +28,10 @@ class MambaSlice {
   using Conv = ConvChannels<T, 1, kMaxConvWidth>;
   static constexpr int kPack = 8;
   static constexpr int kTiles = 3;
-  static constexpr int kSums = 2;  // of a tile, so that an mma waits for the one before the last
+  static constexpr int kBatch = 4;  // rows of states that a warp loads at once
+  static constexpr int kSums = 2;   // of a tile, so that an mma waits for the one before the last
+  using Inputs = Pack<T, kPack>[kBatch];
+  static_assert(kMambaTokens <= kBatch * kMambaWarps);
   static_assert(kTiles * kMambaWarps * kTileOutputs >= kMambaMaxRank + 2 * kMambaMaxStates);
   static_assert(kSliceChannels == kWarpSize * kPack, "a warp copies a row");
   static_assert(kMambaWarps == 8, "a warp's rows have packs in the same places");
@@ -54,9 +57,19 @@ class MambaSlice {
     wait_for_previous_grid();
     start_next_grid();
     if (lane() < p_.batch) slot_ = static_cast<int>(slot_in(p_.slots, lane()));
-    copy_weights();
     Conv conv(p_.filter, channel() < sizes_.channels ? channel() : 0);
-    load_inputs();
+    // What is waited for first is asked for first: the weights are many bytes.
+    Inputs x, states;
+    load_tokens(x);
+    load_states(states, warp());
+    copy_weights();
+    store_tokens(x);
+    store_states(states, warp());
+#pragma unroll 1
+    for (int row = warp() + kBatch * kMambaWarps; row < state_rows(p_); row += kBatch * kMambaWarps) {
+      load_states(states, row);
+      store_states(states, row);
+    }
     __syncthreads();
     for (int b = 0; b < p_.batch; ++b) convolve(conv, b);
     wait_copies<0>();
@@ -72,6 +85,8 @@ class MambaSlice {
   __device__ __forceinline__ static int lane() { return static_cast<int>(threadIdx.x) % kWarpSize; }
   __device__ __forceinline__ int tokens() const { return static_cast<int>(p_.tokens); }  // of a row
   __device__ __forceinline__ int history() const { return static_cast<int>(p_.filter.width) - 1; }
+  // Of the lane's pack, and of the thread.
+  __device__ __forceinline__ int first_channel() const { return first_ + lane() * kPack; }
   __device__ __forceinline__ int channel() const { return first_ + static_cast<int>(threadIdx.x); }
   __device__ __forceinline__ static int tile_output(int tile) {
     return (tile * kMambaWarps + warp()) * kTileOutputs;
@@ -92,11 +107,11 @@ class MambaSlice {
                   (history() + 1) * size, channels);
   }
 
-  // A warp has a row at a time, here and in load_inputs; zeros for channels that are not there.
+  // A warp has a row at a time; zeros for channels that are not there.
   __device__ __forceinline__ void copy_weights() const {
-    const bool there = first_ + lane() * kPack < sizes_.channels;
+    const bool there = first_channel() < sizes_.channels;
     const T* from = static_cast<const T*>(p_.x_proj.data) + warp() * p_.x_proj.stride;
-    if (there) from += first_ + lane() * kPack;
+    if (there) from += first_channel();
     T* to = rows_.weights + pack_offset(warp(), lane());
     for (int output = warp(); output < weight_rows(sizes_); output += kMambaWarps) {
       copy_async<16>(to, from, there && output < sizes_.outputs);
@@ -112,40 +127,40 @@ class MambaSlice {
     return slot < p_.slots.count ? slot : -1;
   }
 
-  // Everything is on its way before anything is waited for.
-  __device__ __forceinline__ void load_inputs() const {
-    constexpr int kTokens = kMambaTokens / kMambaWarps, kStates = 4;
-    const int first_channel = first_ + lane() * kPack;
-    const bool there = first_channel < sizes_.channels;
-    const unsigned per_row = static_cast<unsigned>(tokens()), states = static_cast<unsigned>(history());
-    Pack<T, kPack> x[kTokens];
+  // A warp's rows are those from `row` on, kMambaWarps apart; a lane has a pack of each.
+  __device__ __forceinline__ void load_tokens(Inputs& x) const {
+    const unsigned per_row = static_cast<unsigned>(tokens());
 #pragma unroll
-    for (int i = 0; i < kTokens; ++i) {
+    for (int i = 0; i < kMambaTokens / kMambaWarps; ++i) {
       const unsigned token = warp() + i * kMambaWarps;
       x[i] = {};
-      if (there && token < static_cast<unsigned>(sizes_.tokens))
-        x[i] = load<kPack>(token_row<const T>(p_.x, token / per_row, token % per_row) + first_channel);
+      if (first_channel() < sizes_.channels && token < static_cast<unsigned>(sizes_.tokens))
+        x[i] = load<kPack>(token_row<const T>(p_.x, token / per_row, token % per_row) + first_channel());
     }
-#pragma unroll 1
-    for (int begin = warp(); begin < state_rows(p_); begin += kStates * kMambaWarps) {
-      Pack<T, kPack> state[kStates];
+  }
+  __device__ __forceinline__ void store_tokens(const Inputs& x) const {
 #pragma unroll
-      for (int i = 0; i < kStates; ++i) {
-        const unsigned row = min(begin + i * kMambaWarps, state_rows(p_) - 1);
-        const int from = slot(row / states);
-        state[i] = {};
-        if (there && from >= 0)
-          state[i] = load<kPack>(token_row<const T>(p_.conv_state, from, row % states) + first_channel);
-      }
-#pragma unroll
-      for (int i = 0; i < kStates; ++i) {
-        const int row = begin + i * kMambaWarps;
-        if (row < state_rows(p_)) store(rows_.states + row * kSliceChannels + lane() * kPack, state[i]);
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kTokens; ++i)
+    for (int i = 0; i < kMambaTokens / kMambaWarps; ++i)
       store(rows_.tokens + pack_offset(warp() + i * kMambaWarps, lane()), x[i]);
+  }
+  __device__ __forceinline__ void load_states(Inputs& states, int row) const {
+    const unsigned per_row = static_cast<unsigned>(history()),
+                   last = static_cast<unsigned>(state_rows(p_)) - 1;
+    if (state_rows(p_) == 0) return;
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const unsigned at = min(static_cast<unsigned>(row + i * kMambaWarps), last);
+      const int from = slot(at / per_row);
+      states[i] = {};
+      if (first_channel() < sizes_.channels && from >= 0)
+        states[i] = load<kPack>(token_row<const T>(p_.conv_state, from, at % per_row) + first_channel());
+    }
+  }
+  __device__ __forceinline__ void store_states(const Inputs& states, int row) const {
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i)
+      if (row + i * kMambaWarps < state_rows(p_))
+        store(rows_.states + (row + i * kMambaWarps) * kSliceChannels + lane() * kPack, states[i]);
   }
 
   // What follows from a padding row's x nobody reads.

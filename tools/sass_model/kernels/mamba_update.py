@@ -18,13 +18,27 @@ _OUTPUTS = _RANK + 2 * _STATES
 _SLICES, _GROUPS = math.ceil(INNER / _SLICE), math.ceil(INNER / _GROUP)
 
 
-def _parts(model: KernelModel) -> tuple[frozenset[int], frozenset[int], Loop]:
-    """The slices' blocks of code, the channels', and the loop in which the latter wait for the former."""
-    copies, spin = most(model, "LDGSTS"), most(model, "YIELD")
-    slices, channels = (
-        model.flow.branch(loop, None, [other.header]).own for loop, other in ((copies, spin), (spin, copies))
-    )
-    return slices, channels, spin
+def _own(model: KernelModel, inside: Loop, elsewhere: Loop) -> frozenset[int]:
+    """The blocks of code that only those run who come to the first loop, and not to the second."""
+    return model.flow.branch(inside, None, [elsewhere.header]).own
+
+
+def _waits(model: KernelModel) -> tuple[Loop, Loop]:
+    """The loops that poll: of rows, and of padding."""
+    polls = [loop for loop in model.loops if model.count(loop, "YIELD")]
+    padding, rows = sorted(polls, key=lambda poll: len(_behind(model, poll)))
+    return rows, padding
+
+
+def _behind(model: KernelModel, loop: Loop) -> set[int]:
+    """The loop's blocks of code, and all that follow."""
+    behind: set[int] = set()
+    found = [loop.header]
+    while found:
+        block = found.pop()
+        behind.add(block)
+        found += set(model.flow.successors[block]) - behind
+    return behind
 
 
 def _without(model: KernelModel, blocks: frozenset[int]) -> Plan:
@@ -35,22 +49,25 @@ def _without(model: KernelModel, blocks: frozenset[int]) -> Plan:
 
 
 def _slices(batch: int, model: KernelModel) -> Plan:
-    slices, channels, _ = _parts(model)
-    plan = _without(model, channels)
+    copies, (poll, _) = most(model, "LDGSTS"), _waits(model)
+    slices = _own(model, copies, poll)
+    plan = _without(model, _own(model, poll, copies))
     own = [loop for loop in model.loops if loop.header in slices]
     row = next(loop for loop in own if any(child.parent is loop and model.count(child, "MUFU.EX2") for child in own))
-    copies = most(model, "LDGSTS")
     states = next(loop for loop in own if model.count(loop, "SHFL") and model.count(loop, "LDG"))
     plan.trips[row] = batch
     plan.trips[copies] = math.ceil(_OUTPUTS / _WARPS / model.count(copies, "LDGSTS"))
-    plan.trips[states] = math.ceil(batch * (_WIDTH - 1) / _WARPS / model.count(states, "LDG"))
+    # The first rows are loaded before the loop.
+    plan.trips[states] = math.ceil(batch * (_WIDTH - 1) / _WARPS / model.count(states, "LDG")) - 1
     return plan
 
 
-def _channels(waits: bool, model: KernelModel) -> Plan:
-    slices, channels, spin = _parts(model)
-    behind = {block for block in channels if spin.header in model.flow.dominators[block]}
-    return _without(model, slices | (channels - behind if waits else frozenset()))
+def _channels(behind_wait: bool, model: KernelModel) -> Plan:
+    copies, (poll, padding) = most(model, "LDGSTS"), _waits(model)
+    left_out = set(_own(model, copies, poll) | _own(model, padding, poll))
+    if behind_wait:
+        left_out |= model.flow.reachable - _behind(model, poll)
+    return _without(model, frozenset(left_out))
 
 
 def _workloads(batch: int) -> list[Workload]:
