@@ -1,4 +1,4 @@
-// mamba_update's later blocks: the states of a group of channels of one row, once all slices of x_proj are
+// mamba_update's later blocks: the states of groups of channels of one row, once all slices of x_proj are
 // there.
 //
 // A few lanes have a channel: its states, its row of A and its row of dt_proj are in their registers before
@@ -29,26 +29,24 @@ class MambaChannels {
   using Row = typename States::Row;
 
  public:
-  // `block`: of those of this kind.
+  // `block`: of those of this kind, of which a row has `row_blocks`.
   __device__ MambaChannels(const MambaUpdateParams& p, const MambaSizes& sizes, void* workspace,
-                           unsigned char* shared, int block)
+                           unsigned char* shared, int block, int row_blocks)
       : p_(p),
         sizes_(sizes),
         workspace_(workspace, sizes),
         inputs_(carve_shared<StepInputs>(shared, static_cast<int>(p.tokens), sizes.stride)),
-        b_(block / sizes.groups),
-        first_(block % sizes.groups * kGroupChannels),
-        there_(first_ + static_cast<int>(threadIdx.x) / kGroupLanes < sizes.channels),
-        channel_(there_ ? first_ + static_cast<int>(threadIdx.x) / kGroupLanes : 0) {}
+        b_(block / row_blocks),
+        first_group_(block % row_blocks),
+        row_blocks_(row_blocks) {}
 
   __device__ __forceinline__ void run() {
-    prefetch_weights();
+    for (int group = first_group_; group < sizes_.groups; group += row_blocks_) prefetch_weights(group);
     wait_for_previous_grid();
     start_next_grid();
     if (is_padding(p_.slots, b_)) {
       wait_for_slices();
-      for (int t = 0; t < tokens(); ++t)
-        if (writes()) *out(t) = T{};
+      clear_output();
     } else {
       step();
     }
@@ -56,46 +54,85 @@ class MambaChannels {
   }
 
  private:
+  // What a channel's lane needs of it, all but u and z of later tokens.
+  struct Channel {
+    int number;  // 0 where there is none
+    bool there;
+    States states;
+    Row h, A;
+    Pack<T, kPack> dt_proj[kRounds];
+    float dt_bias, skip;
+    T z;
+  };
+
   __device__ __forceinline__ void step() {
     const int64_t slot = slot_in(p_.slots, b_);
-    // Lanes behind the last channel go along, since sums take whole warps. They read channel 0, but no state.
-    const States lane_states(there_ ? states() : 0);
-    Row h, A;
-    load_dt_proj();
-    lane_states.load_changing(h, token_row<const float>(p_.ssm_state, slot, channel_));
-    lane_states.template load_rates<T>(A, p_.A.data, p_.A.is_f32, p_.A_stride, channel_);
-    // One lane loads dt_bias, its neighbour D.
-    const int first_lane = lane() / kGroupLanes * kGroupLanes;
-    const ParameterView& parameters = lane() == first_lane ? p_.dt_bias : p_.D;
-    const float loaded = parameter<T>(parameters.data, parameters.is_f32, channel_);
-    const float dt_bias = __shfl_sync(kFullWarp, loaded, first_lane);
-    const float skip = __shfl_sync(kFullWarp, loaded, first_lane + 1);
+    Channel channel = load_channel(first_group_, slot);
     load_norms();
-    T z = *z_at(0);
-
     wait_for_slices();
-    T u = *u_at(0);
+    T u = *u_at(0, channel.number);
     add_slices();
     __syncthreads();
     if (p_.norms[0].data != nullptr) {
       normalise();
       __syncthreads();
     }
+    for (int group = first_group_;;) {
+      walk_tokens(channel, u);
+      channel.states.store_state(token_row<float>(p_.ssm_state, slot, channel.number), channel.h);
+      group += row_blocks_;
+      if (group >= sizes_.groups) break;
+      channel = load_channel(group, slot);
+      u = *u_at(0, channel.number);
+    }
+  }
+
+  __device__ __forceinline__ Channel load_channel(int group, int64_t slot) const {
+    const int number = group * kGroupChannels + static_cast<int>(threadIdx.x) / kGroupLanes;
+    const bool there = number < sizes_.channels;
+    // Lanes behind the last channel go along, since sums take whole warps. They read channel 0, but no state.
+    Channel channel{there ? number : 0, there, States(there ? states() : 0), {}, {}, {}, 0.0f, 0.0f, {}};
+    const T* row = static_cast<const T*>(p_.dt_proj.data) + channel.number * p_.dt_proj.stride;
+#pragma unroll
+    for (int round = 0; round < kRounds; ++round)
+      if (rank_begin(round) < rank()) channel.dt_proj[round] = load<kPack>(row + rank_begin(round));
+    channel.states.load_changing(channel.h, token_row<const float>(p_.ssm_state, slot, channel.number));
+    channel.states.template load_rates<T>(channel.A, p_.A.data, p_.A.is_f32, p_.A_stride, channel.number);
+    channel.z = *z_at(0, channel.number);
+    // One lane loads dt_bias, its neighbour D.
+    const int first_lane = lane() / kGroupLanes * kGroupLanes;
+    const ParameterView& parameters = lane() == first_lane ? p_.dt_bias : p_.D;
+    const float loaded = parameter<T>(parameters.data, parameters.is_f32, channel.number);
+    channel.dt_bias = __shfl_sync(kFullWarp, loaded, first_lane);
+    channel.skip = __shfl_sync(kFullWarp, loaded, first_lane + 1);
+    return channel;
+  }
+
+  __device__ __forceinline__ void walk_tokens(Channel& channel, T u) const {
+    T z = channel.z;
     for (int t = 0; t < tokens(); ++t) {
       const float* row = inputs_.values + t * sizes_.stride;
       const float x = widen(u), gate = silu(widen(z));
       if (t + 1 < tokens()) {
-        u = *u_at(t + 1);
-        z = *z_at(t + 1);
+        u = *u_at(t + 1, channel.number);
+        z = *z_at(t + 1, channel.number);
       }
       Row B, C;
-      lane_states.load_changing(B, row + rank());
-      lane_states.load_changing(C, row + rank() + states());
-      const float dt = softplus(warp_sum<kGroupLanes>(dt_part(row)) + dt_bias);
-      const float y = warp_sum<kGroupLanes>(lane_states.template advance<T>(h, A, dt, x, B, C)) + skip * x;
-      if (writes()) narrow(*out(t), y * gate);
+      channel.states.load_changing(B, row + rank());
+      channel.states.load_changing(C, row + rank() + states());
+      const float dt = softplus(warp_sum<kGroupLanes>(dt_part(channel, row)) + channel.dt_bias);
+      const float part = channel.states.template advance<T>(channel.h, channel.A, dt, x, B, C);
+      const float y = warp_sum<kGroupLanes>(part) + channel.skip * x;
+      if (channel.there && threadIdx.x % kGroupLanes == 0) narrow(*out(t, channel.number), y * gate);
     }
-    lane_states.store_state(token_row<float>(p_.ssm_state, slot, channel_), h);
+  }
+
+  __device__ __forceinline__ void clear_output() const {
+    for (int group = first_group_; group < sizes_.groups; group += row_blocks_) {
+      const int channel = group * kGroupChannels + static_cast<int>(threadIdx.x);
+      if (threadIdx.x >= kGroupChannels || channel >= sizes_.channels) continue;
+      for (int t = 0; t < tokens(); ++t) *out(t, channel) = T{};
+    }
   }
 
   __device__ __forceinline__ void wait_for_slices() const {
@@ -113,36 +150,28 @@ class MambaChannels {
   __device__ __forceinline__ int tokens() const { return static_cast<int>(p_.tokens); }
   __device__ __forceinline__ int states() const { return static_cast<int>(p_.states); }
   __device__ __forceinline__ int rank() const { return static_cast<int>(p_.rank); }
-  __device__ __forceinline__ bool writes() const { return there_ && threadIdx.x % kGroupLanes == 0; }
-  __device__ __forceinline__ T* out(int t) const {
-    return static_cast<T*>(p_.out) + int64_t(b_ * tokens() + t) * sizes_.channels + channel_;
+  __device__ __forceinline__ T* out(int t, int channel) const {
+    return static_cast<T*>(p_.out) + int64_t(b_ * tokens() + t) * sizes_.channels + channel;
   }
-  __device__ __forceinline__ const T* z_at(int t) const { return token_row<const T>(p_.z, b_, t) + channel_; }
-  __device__ __forceinline__ const T* u_at(int t) const {
-    return workspace_.u + int64_t(b_ * tokens() + t) * sizes_.channels + channel_;
+  __device__ __forceinline__ const T* z_at(int t, int channel) const {
+    return token_row<const T>(p_.z, b_, t) + channel;
+  }
+  __device__ __forceinline__ const T* u_at(int t, int channel) const {
+    return workspace_.u + int64_t(b_ * tokens() + t) * sizes_.channels + channel;
   }
   // The lane's first element of dt_proj's row in a round.
   __device__ __forceinline__ static int rank_begin(int round) {
     return (round * kGroupLanes + static_cast<int>(threadIdx.x) % kGroupLanes) * kPack;
   }
 
-  __device__ __forceinline__ void prefetch_weights() const {
-    const int channels = min(sizes_.channels - first_, kGroupChannels);
+  __device__ __forceinline__ void prefetch_weights(int group) const {
+    const int first = group * kGroupChannels, channels = min(sizes_.channels - first, kGroupChannels);
     const int64_t stride = p_.dt_proj.stride * sizeof(T);
-    prefetch_rows(static_cast<const unsigned char*>(p_.dt_proj.data) + first_ * stride, stride,
+    prefetch_rows(static_cast<const unsigned char*>(p_.dt_proj.data) + first * stride, stride,
                   rank() * static_cast<int>(sizeof(T)), channels);
     const int size = p_.A.is_f32 ? sizeof(float) : sizeof(T);
-    prefetch_rows(static_cast<const unsigned char*>(p_.A.data) + first_ * p_.A_stride * size,
+    prefetch_rows(static_cast<const unsigned char*>(p_.A.data) + first * p_.A_stride * size,
                   p_.A_stride * size, states() * size, channels);
-  }
-
-  __device__ __forceinline__ void load_dt_proj() {
-    const T* row = static_cast<const T*>(p_.dt_proj.data) + channel_ * p_.dt_proj.stride;
-#pragma unroll
-    for (int round = 0; round < kRounds; ++round) {
-      const int r = rank_begin(round);
-      if (r < rank()) dt_proj_[round] = load<kPack>(row + r);
-    }
   }
 
   // Of the part (dt, B or C) that `i` is in.
@@ -201,7 +230,7 @@ class MambaChannels {
   }
 
   // The lane's part of the channel's sum over the rank.
-  __device__ __forceinline__ float dt_part(const float* values) const {
+  __device__ __forceinline__ float dt_part(const Channel& channel, const float* values) const {
     float sums[kPack] = {};
 #pragma unroll
     for (int round = 0; round < kRounds; ++round) {
@@ -209,7 +238,7 @@ class MambaChannels {
       if (r >= rank()) continue;
       const auto pack = load<kPack>(values + r);
 #pragma unroll
-      for (int i = 0; i < kPack; ++i) sums[i] += widen(dt_proj_[round][i]) * pack[i];
+      for (int i = 0; i < kPack; ++i) sums[i] += widen(channel.dt_proj[round][i]) * pack[i];
     }
     return (sums[0] + sums[1]) + (sums[2] + sums[3]);
   }
@@ -218,10 +247,7 @@ class MambaChannels {
   const MambaSizes& sizes_;
   const MambaWorkspace<T> workspace_;
   const StepInputs inputs_;
-  const int b_, first_;
-  const bool there_;
-  const int channel_;
-  Pack<T, kPack> dt_proj_[kRounds];
+  const int b_, first_group_, row_blocks_;
 };
 
 }  // namespace hymba::cuda

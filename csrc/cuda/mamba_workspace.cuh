@@ -17,7 +17,8 @@ constexpr int kTileOutputs = 8;  // of an mma
 
 // Block s of the first kind has channels [s, s + 1) kSliceChannels.
 constexpr int kSliceChannels = kMambaThreads;
-// Block g of a row's blocks of the second kind has channels [g, g + 1) kGroupChannels, each in a few lanes.
+// Block i of a row's blocks of the second kind has groups i, i + row_blocks and so on: group g is channels
+// [g, g + 1) kGroupChannels, each in a few lanes.
 constexpr int kGroupLanes = 4, kGroupChannels = kMambaThreads / kGroupLanes;
 
 struct MambaSizes {

@@ -1,21 +1,27 @@
 """One token of one row and of 16: the slices' blocks and the channels' blocks, one by one.
 
-A channel's block has its weights and states by the time that the slices of one row are there, so its way counts from
-the end of that wait; of 16 rows, whose blocks follow each other on an SM, it is the whole way. Both kinds of parameters
-(float32 and the inputs' type) are counted, of which one runs.
+All blocks fit the GPU at once. A channel's block has the weights and states of its first group by the time that the
+slices are there, so its way counts from the end of that wait; of its later groups it counts the loads too. Both kinds
+of parameters (float32 and the inputs' type) are counted, of which one runs.
 """
 
 import math
 from functools import partial
 
 from tools.sass_model.control_flow import Loop
-from tools.sass_model.kernels import INNER, Plan, Workload, most
+from tools.sass_model.kernels import INNER, Plan, Workload, blocks_with, most
 from tools.sass_model.predict import KernelModel
 
 _RANK, _STATES, _WIDTH = 100, 16, 4
 _SLICE, _GROUP, _WARPS = 256, 64, 8  # channels of a block; its warps
 _OUTPUTS = _RANK + 2 * _STATES
 _SLICES, _GROUPS = math.ceil(INNER / _SLICE), math.ceil(INNER / _GROUP)
+_SMS, _BLOCKS = 132, 2  # of an H100; of an SM
+
+
+def _rounds(batch: int) -> int:
+    """Groups of a block, one after the other."""
+    return math.ceil(batch * _GROUPS / (_SMS * _BLOCKS - _SLICES))
 
 
 def _own(model: KernelModel, inside: Loop, elsewhere: Loop) -> frozenset[int]:
@@ -62,12 +68,19 @@ def _slices(batch: int, model: KernelModel) -> Plan:
     return plan
 
 
-def _channels(behind_wait: bool, model: KernelModel) -> Plan:
+def _channels(batch: int, model: KernelModel) -> Plan:
     copies, (poll, padding) = most(model, "LDGSTS"), _waits(model)
     left_out = set(_own(model, copies, poll) | _own(model, padding, poll))
-    if behind_wait:
-        left_out |= model.flow.reachable - _behind(model, poll)
-    return _without(model, frozenset(left_out))
+    left_out |= model.flow.reachable - _behind(model, poll)
+    plan = _without(model, frozenset(left_out))
+    groups = next(loop for loop in model.loops if loop.parent is None and model.count(loop, "LDG.E.64"))
+    plan.trips[groups] = rounds = _rounds(batch)
+    tokens = next(loop for loop in model.loops if loop.parent is groups and model.count(loop, "SHFL"))
+    stores = blocks_with(model, groups, "STG")
+    for block in model.own_blocks(groups):  # all but the first group's are loaded behind its tokens
+        if block > max(tokens.blocks) and model.flow.address(block) not in stores:
+            plan.weights[model.flow.address(block)] = (rounds - 1) / rounds
+    return plan
 
 
 def _workloads(batch: int) -> list[Workload]:
@@ -85,12 +98,12 @@ def _workloads(batch: int) -> list[Workload]:
         ),
         Workload(
             kernel="mamba_update_kernel<bfloat16>",
-            what=f"{what}: channels" + (" behind their wait" if batch == 1 else ""),
+            what=f"{what}: channels behind their wait",
             tokens=batch,
-            blocks=_GROUPS * batch,
+            blocks=math.ceil(_GROUPS / _rounds(batch)) * batch,
             # dt_proj, D and dt_bias; A in float32, the states twice; u, z and out; what the slices left.
             device_bytes=2 * INNER * (_RANK + 2) + 4 * INNER * _STATES * (2 * batch + 1) + 3 * tokens + sums,
-            plan=partial(_channels, batch == 1),
+            plan=partial(_channels, batch),
         ),
     ]
 
