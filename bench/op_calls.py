@@ -265,6 +265,38 @@ def _gated_linear(
     return calls
 
 
+def _norm_project(
+    config: hymba_ops.HymbaConfig, layer: int, batch: int, length: int, dtype: torch.dtype
+) -> dict[str, Call]:
+    """in_proj behind its norm."""
+    size, eps = config.hidden_size, config.rms_norm_eps
+    x, norm = torch.randn(batch, length, size, dtype=dtype), torch.randn(size, dtype=dtype)
+    weight = torch.randn(roofline.in_proj_rows(config, layer), size, dtype=dtype)
+    return {
+        "hymba_ops": lambda: hymba_ops.norm_project(x, norm, weight, eps=eps),
+        "plain": lambda: nn.functional.linear(nn.functional.rms_norm(x, (size,), norm, eps), weight),
+    }
+
+
+def _gated_mlp(
+    config: hymba_ops.HymbaConfig, layer: int, batch: int, length: int, dtype: torch.dtype
+) -> dict[str, Call]:
+    size, inner, eps = config.hidden_size, config.intermediate_size, config.rms_norm_eps
+    x, norm = torch.randn(batch, length, size, dtype=dtype), torch.randn(size, dtype=dtype)
+    gate, up, down = (torch.randn(*shape, dtype=dtype) for shape in ((inner, size), (inner, size), (size, inner)))
+    counters = torch.zeros(2, dtype=torch.int32)
+
+    def library() -> Tensor:
+        normed = nn.functional.rms_norm(x, (size,), norm, eps)
+        inside = nn.functional.silu(nn.functional.linear(normed, gate)) * nn.functional.linear(normed, up)
+        return nn.functional.linear(inside, down)
+
+    return {
+        "hymba_ops": lambda: hymba_ops.gated_mlp(x, norm, gate, up, down, eps=eps, counters=counters),
+        "plain": library,
+    }
+
+
 OPS = {
     "attention": _attention,
     "decode_attention": _decode_attention,
@@ -273,9 +305,11 @@ OPS = {
     "rotary": _rotary,
     "rms_norm": _rms_norm,
     "norm_average": _norm_average,
+    "norm_project": _norm_project,
     "norm_average_project": _norm_average_project,
     "linear": _linear,
     "gated_linear": _gated_linear,
+    "gated_mlp": _gated_mlp,
     "causal_conv1d_update": _causal_conv1d_update,
     "selective_state_update": _selective_state_update,
     "mamba_update": _mamba_update,

@@ -52,6 +52,9 @@ def op_work(op: str, config: HymbaConfig, layer: int, *, batch: int, length: int
         "rotary": Work(bytes=elements(2 * rows * heads * key_dim) + 4 * (length + key_dim // 2)),
         "rms_norm": Work(bytes=elements(hidden * (2 * rows + 1))),
         "norm_average": Work(bytes=elements(inner * (3 * rows + 2))),
+        "norm_project": Work(
+            flop=2 * rows * hidden * in_proj, bytes=elements(rows * (hidden + in_proj) + hidden * (in_proj + 1))
+        ),
         "norm_average_project": Work(
             flop=2 * rows * inner * hidden, bytes=elements(rows * (2 * inner + hidden) + inner * (2 + hidden))
         ),
@@ -60,6 +63,10 @@ def op_work(op: str, config: HymbaConfig, layer: int, *, batch: int, length: int
         ),
         "gated_linear": Work(
             flop=4 * rows * hidden * mlp, bytes=elements(rows * (hidden + mlp) + 2 * hidden * mlp)
+        ),
+        "gated_mlp": Work(
+            # x and out; the norm, three weights and two counters.
+            flop=6 * rows * hidden * mlp, bytes=elements(2 * rows * hidden + hidden + 3 * hidden * mlp) + 8
         ),
         "causal_conv1d_update": Work(
             flop=2 * taps * rows * inner, bytes=elements(inner * (rows * (2 + 2 * (taps - 1)) + taps + 1))

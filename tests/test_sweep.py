@@ -32,7 +32,7 @@ def row(op="attention", seq_len=16, ours=(1.0, 0.9), plain=(1.0, 0.9)):
 
 def test_every_case_once_and_the_large_preset_first():
     cases_ = planned()
-    assert len(cases_) == len(set(cases_)) == 3 * 2 * 2 * (6 * 12 + 2 + 2)
+    assert len(cases_) == len(set(cases_)) == 3 * 2 * 2 * (6 * 14 + 2 + 3)
     assert [c.preset for c in cases_[:: len(cases_) // 3]][:3] == ["1.5b", "350m", "125m"]
     assert {c.seq_len for c in cases_ if c.op == "layer"} == {1, 16, 128, 1024, 4096, 16384}
     assert {c.layer for c in cases_ if c.op in sweep.LAYERED_OPS} == {"sliding", "global"}
