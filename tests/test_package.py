@@ -19,9 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(hymba_ops.__file__).resolve().parent
 LIBRARY = PACKAGE / "_C.abi3.so"
 PUBLIC = {
-    "attention", "causal_conv1d", "causal_conv1d_update", "decode_attention", "norm_average", "norm_average_project", "rms_norm", "rotary",
+    "attention", "causal_conv1d", "causal_conv1d_update", "decode_attention", "norm_average", "norm_average_project", "norm_project", "rms_norm", "rotary",
     "selective_scan", "selective_state_update", "HymbaConfig", "HybridMixer", "HymbaLayer", "HymbaModel",
-    "HymbaForCausalLM", "gated_linear", "linear", "mamba_update", "build_info", "__version__",
+    "HymbaForCausalLM", "decode_branches", "gated_linear", "gated_mlp", "linear", "mamba_update", "build_info", "__version__",
 }  # fmt: skip
 
 
