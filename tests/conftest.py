@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from hymba_ops import functional  # noqa: E402
 from emulator.client import MODES, Client  # noqa: E402
 from emulator.ops import EmulatedOps  # noqa: E402
 from kernel_cases import DEVICE  # noqa: E402
+
+SM90 = "-sm90"
 
 
 def emulator_modes(text: str) -> list[str]:
@@ -37,6 +40,7 @@ def pytest_addoption(parser):
         "--emulator-mode", type=emulator_modes, default="ascending", help=f"how they run: of {', '.join(MODES)}"
     )
     group.addoption("--no-emulator", action="store_true", help="leave them out, where they cannot be built")
+    group.addoption("--all-faults", action="store_true", help="tests/test_planted_faults.py plants all it has")
     parser.addoption(
         "--of-each-file",
         type=int,
@@ -46,15 +50,26 @@ def pytest_addoption(parser):
 
 
 def pytest_generate_tests(metafunc):
-    emulated = [pytest.param(mode, marks=pytest.mark.emulated) for mode in metafunc.config.getoption("--emulator-mode")]
+    modes = metafunc.config.getoption("--emulator-mode")
+    emulated = [pytest.param(mode, marks=pytest.mark.emulated) for mode in modes]
     if "ops" in metafunc.fixturenames:
+        if sm90 := metafunc.definition.get_closest_marker("sm90"):
+            hopper = [pytest.param(mode + SM90, marks=pytest.mark.emulated) for mode in modes]
+            emulated = hopper if sm90.kwargs.get("only") else [*emulated, *hopper]
         metafunc.parametrize("ops", ["native", *emulated], indirect=True)
     if "emulator_mode" in metafunc.fixturenames:
         metafunc.parametrize("emulator_mode", emulated)
 
 
+def has_no_sm90_kernel(item) -> bool:
+    """Of a test of kernels for Hopper: those are for 16-bit types."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    return str(params.get("ops")).endswith(SM90) and params.get("dtype") in (torch.float32, torch.float64)
+
+
 @pytest.hookimpl(trylast=True)  # after -k and -m
 def pytest_collection_modifyitems(config, items):
+    items[:] = [item for item in items if not has_no_sm90_kernel(item)]
     if (most := config.getoption("--of-each-file")) is not None:
         files = [list(of_file) for _, of_file in itertools.groupby(items, key=lambda item: item.path)]
         kept = [item for of_file in files for item in of_file[:: -(-len(of_file) // most)]]
@@ -98,5 +113,9 @@ def nan_in_empty_tensors():
 @pytest.fixture
 def ops(request):
     """The public functions as a kernel-against-reference test calls them: hymba_ops.functional on kernel_cases.DEVICE,
-    or the emulated CUDA kernels on CPU tensors, in each mode of --emulator-mode."""
-    return functional if request.param == "native" else EmulatedOps(MODES[request.param])
+    or the emulated CUDA kernels on CPU tensors, in each mode of --emulator-mode; behind a mode's name "-sm90" are those
+    for Hopper."""
+    if request.param == "native":
+        return functional
+    mode = MODES[request.param.removesuffix(SM90)]
+    return EmulatedOps(replace(mode, capability=90) if request.param.endswith(SM90) else mode)

@@ -11,6 +11,7 @@ import torch
 import python_reference as reference
 from hymba_ops import functional as F
 
+from attention_cases import check, make_inputs
 from kernel_cases import (
     DEVICE,
     DTYPES,
@@ -19,31 +20,15 @@ from kernel_cases import (
     assert_threads_do_not_matter,
     bad_input,
     cu_seqlens,
-    dense,
     randn,
     strided,
 )
-from tolerance import assert_close, check_against_reference
+from tolerance import assert_close
 
 KEY_TILE = 128  # csrc/cpu/attention.cpp
 SEGMENT = 512
 SPLIT_QUERIES = 16  # up to so many queries, segments are work items of their own
 QUERY_TILE = 36  # 192 rows / 5 heads a group, down to a multiple of 6 (AVX2)
-
-
-def make_inputs(T, S=None, *, B=1, heads=(5, 1), dims=(16, 32), dtype=torch.float32, layout=dense, seed=0):
-    S = T if S is None else S
-    (Hq, Hkv), (Dk, Dv) = heads, dims
-    q = randn(B, T, Hq, Dk, dtype=dtype, seed=seed)
-    k = randn(B, S, Hkv, Dk, dtype=dtype, seed=seed + 1)
-    v = randn(B, S, Hkv, Dv, dtype=dtype, seed=seed + 2)
-    return layout(q), layout(k), layout(v)
-
-
-def check(ops, *args, dtype, **kwargs):
-    return check_against_reference(
-        ops.attention, reference.attention, *args, dtype=dtype, names=("out", "lse"), return_lse=True, **kwargs
-    )
 
 
 MASKS = [
@@ -56,6 +41,7 @@ MASKS = [
 ]
 
 
+@pytest.mark.sm90
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("mask", MASKS)
@@ -105,6 +91,7 @@ def test_sizes_around_segments(S, T, mask):
     check(F, *make_inputs(T, S, B=2, heads=(4, 2)), dtype=torch.float32, **mask)
 
 
+@pytest.mark.sm90
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("T", [3, 30])
 def test_segments_in_every_dtype(ops, T, dtype):
@@ -129,6 +116,7 @@ def test_rows_do_not_depend_on_how_a_sequence_is_cut(dtype, heads, mask):
 # ---- CUDA: blocks of 64 or 32 rows (query, head of the group), tiles of 64 or 32 keys ----
 
 
+@pytest.mark.sm90
 @pytest.mark.parametrize("mask", [{}, {"window": 90, "num_meta": 3}], ids=["global", "window90-meta3"])
 @pytest.mark.parametrize("dtype", DTYPES[:2])
 def test_rows_do_not_depend_on_calls_around_tiles(ops, dtype, mask):
@@ -141,6 +129,7 @@ def test_rows_do_not_depend_on_calls_around_tiles(ops, dtype, mask):
         assert torch.equal(part_lse, lse[:, rows]), (b, T)
 
 
+@pytest.mark.sm90
 @pytest.mark.parametrize("heads", [(1, 1), (10, 2)], ids=lambda h: f"heads{h[0]}over{h[1]}")
 @pytest.mark.parametrize(
     "dims",
@@ -152,6 +141,7 @@ def test_heads_and_dims_in_bfloat16(ops, heads, dims):
     check(ops, *inputs, dtype=torch.bfloat16, window=9, num_meta=4)
 
 
+@pytest.mark.sm90
 @pytest.mark.parametrize("window", [20, 62, 63, 64, 65, None])
 @pytest.mark.parametrize("num_meta", [0, 1, 63, 64, 65, 130])
 def test_masks_around_tiles(ops, num_meta, window):
@@ -159,12 +149,14 @@ def test_masks_around_tiles(ops, num_meta, window):
           num_meta=num_meta)  # fmt: skip
 
 
+@pytest.mark.sm90
 @pytest.mark.parametrize("T", [1, 2, 12, 13, 14, 26, 63, 64, 65, 129, 1300])
 def test_lengths_around_tiles(ops, T):
     inputs = make_inputs(T, dims=(64, 128), dtype=torch.bfloat16)
     check(ops, *inputs, dtype=torch.bfloat16, window=100, num_meta=5)
 
 
+@pytest.mark.sm90
 @pytest.mark.parametrize("where", ["q", "k", "v"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
 def test_nan_and_inf_in_bfloat16(ops, where, value):
@@ -177,6 +169,7 @@ def test_nan_and_inf_in_bfloat16(ops, where, value):
     assert_close(ops.attention(*inputs, **mask), plain, exact, dtype=torch.bfloat16)
 
 
+@pytest.mark.sm90
 @pytest.mark.parametrize("scale", [0.0, -0.5, 3.0, 40.0])
 def test_scale_in_bfloat16(ops, scale):
     check(ops, *make_inputs(70, dtype=torch.bfloat16), dtype=torch.bfloat16, window=20, num_meta=2, scale=scale)
@@ -205,6 +198,7 @@ def test_packed_decoding_equals_singles_bitwise(ops):
         assert torch.equal(packed[0][:, q0:q1], single[0]) and torch.equal(packed[1][:, q0:q1], single[1])
 
 
+@pytest.mark.sm90
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_separate_meta_keys_equal_concatenated_ones(ops, dtype):
     q, k, v = make_inputs(90, B=2, heads=(10, 2), dtype=dtype)
@@ -216,6 +210,7 @@ def test_separate_meta_keys_equal_concatenated_ones(ops, dtype):
     assert torch.equal(out, joined[0]) and torch.equal(lse, joined[1])
 
 
+@pytest.mark.sm90
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_packed_matches_reference(ops, layout, dtype):

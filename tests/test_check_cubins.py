@@ -37,6 +37,16 @@ def test_ptxas_reports():
         cubins.parse_ptxas("ptxas info : Compiling entry function 'f' for 'sm_80'\n")
 
 
+def test_serialised_products_are_refused():
+    cubins.refuse_serialised(PTXAS, "a.cu")
+    warning = (
+        "ptxas info    : (C7512) Potential Performance Loss: wgmma.mma_async instructions are serialized due to "
+        "insufficient register resources for the wgmma pipeline in the function 'k'\n"
+    )
+    with pytest.raises(CompileError, match=r"a\.cu: ptxas info.*C7512"):
+        cubins.refuse_serialised(PTXAS + warning, "a.cu")
+
+
 def test_launch_lines():
     text = """
 // launch: scan_kernel<*, 64> threads 384, shared 86016

@@ -6,8 +6,8 @@
     tools/check_cubins.py --check               # and refuse if the tables in docs/ are not these (CI)
     tools/check_cubins.py --write               # write them there
 
-A spill, a stack frame, a load or store of local memory, a block that fits no SM, or a launch line that is not true
-fails. Tables stand between markers in docs/*.md: `<!-- budgets: OP -->`, `<!-- predictions: OP -->` or
+A spill, a stack frame, a load or store of local memory, a block that fits no SM, a launch line that is not true, or
+wgmma without overlap (tools/overlap.py) fails. Tables stand between markers in docs/*.md: `<!-- budgets: OP -->`, `<!-- predictions: OP -->` or
 `<!-- instructions: OP -->`, and `<!-- end -->`; OP may be `all`. They hold for one nvcc: with another, --check compares
 only which kernels they list.
 """
@@ -27,7 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tools import cubins
 from tools.cubins import ROOT, CompileError, LaunchLine, PtxasReport
+from tools.overlap import wgmma_problems
 from tools.sass_model.bounds import Occupancy
+from tools.sass_model.control_flow import Loop
 from tools.sass_model.disassembly import ToolError, read_cubin
 from tools.sass_model.kernels import Workload, workloads
 from tools.sass_model.machine import Assumptions
@@ -129,6 +131,7 @@ def make_row(
         )
         if wrong
     ]
+    row.problems += wgmma_problems(model)
     if arch in PREDICTED and not row.problems:
         row.forecasts = [
             forecast(model, workload, threads, dynamic)
@@ -139,13 +142,18 @@ def make_row(
 
 
 def main_loop(model: KernelModel) -> tuple[int, float, str] | None:
-    """Of the loops without inner ones, that with most instructions, each counted once."""
-    innermost = [loop for loop in model.loops if not loop.children]
+    """Of the loops without inner ones, but for waits at mbarriers, that with most instructions, each counted once."""
+    innermost = [loop for loop in model.loops if all(_waits(model, child) for child in loop.children)]
     if not innermost:
         return None
     loop = max(innermost, key=model.size)
     cycles, pipe = model.tally(loop).bound
     return len(model.own(loop)), cycles, pipe
+
+
+def _waits(model: KernelModel, loop: Loop) -> bool:
+    """Whether a loop does nothing but ask an mbarrier again."""
+    return model.count(loop, "SYNCS") > 0 and model.size(loop) <= 3
 
 
 def forecast(model: KernelModel, workload: Workload, threads: int, shared: int) -> Forecast:

@@ -106,7 +106,14 @@ def compile_cubin(nvcc: str, source: Path, arch: str, folder: Path) -> Compiled:
     run = subprocess.run([nvcc, *flags, "-cubin", str(source), "-o", str(cubin)], capture_output=True, text=True)
     if run.returncode != 0:
         raise CompileError(f"{source.name} does not compile for {arch}:\n{run.stdout}{run.stderr}")
+    refuse_serialised(run.stderr + run.stdout, source.name)
     return Compiled(cubin, parse_ptxas(run.stderr + run.stdout))
+
+
+def refuse_serialised(text: str, name: str) -> None:
+    """ptxas waits for each wgmma where it cannot follow the registers, and says so in a warning."""
+    if found := re.search(r"^.*wgmma.*serialized.*$", text, re.MULTILINE):
+        raise CompileError(f"{name}: {found[0].strip()}")
 
 
 def parse_ptxas(text: str) -> list[PtxasReport]:

@@ -1,6 +1,8 @@
-// attention on the GPU: attention_mma.cuh for the 16-bit types, attention_fma.cuh for float32 and float64.
+// attention on the GPU: attention_sm90.cu for what Hopper's kernel takes, else attention_mma.cuh for the
+// 16-bit types and attention_fma.cuh for float32 and float64.
 #include "cuda/attention_fma.cuh"
 #include "cuda/attention_mma.cuh"
+#include "cuda/attention_sm90.h"
 #include "cuda/uncovered_rows.cuh"
 
 namespace hymba::cuda {
@@ -57,10 +59,15 @@ int launch_attention(const AttentionParams& p, void* stream) {
     auto* lse = static_cast<compute_t<T>*>(p.lse);
     if (const int error = clear_uncovered_rows(sequences, lse, p.q_heads, stream)) return error;
   }
-  return p.sequences > 0 ? launch_rows<T>(p, stream) : static_cast<int>(cudaSuccess);
+  if (p.sequences == 0) return cudaSuccess;
+  return attention_sm90_refusal(p) == nullptr ? attention_sm90(p, stream) : launch_rows<T>(p, stream);
 }
 
 }  // namespace
+
+size_t attention_workspace_bytes(const AttentionParams& p) {
+  return attention_sm90_refusal(p) == nullptr ? attention_sm90_workspace_bytes(p) : 0;
+}
 
 int attention(const AttentionParams& p, void* stream) {
   return with_dtype(p.dtype, [&](auto t) { return launch_attention<decltype(t)>(p, stream); });

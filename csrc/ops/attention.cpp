@@ -109,8 +109,11 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Ten
       .scale = scale ? *scale : 1.0 / std::sqrt(static_cast<double>(Dk)),
       .dtype = dtype_of(q),
       .cache = {},
+      .workspace = nullptr,
   };
-  if (B > 0 && T > 0) launch(q, params, cpu::attention, HYMBA_CUDA(cuda::attention));
+  if (B > 0 && T > 0)
+    launch(q, params, cpu::attention, HYMBA_CUDA(cuda::attention),
+           HYMBA_CUDA(cuda::attention_workspace_bytes));
   return {out, lse};
 }
 

@@ -61,6 +61,7 @@ struct AttentionParams {
   double scale;
   DType dtype;
   KeyCache cache;
+  void* workspace;  // CUDA: cuda::attention_workspace_bytes(params) bytes
 };
 
 // One sequence's place in the tensors. Positions of keys count the separate meta keys first; the queries are
@@ -138,6 +139,7 @@ HYMBA_INLINE const T* key_row(const AttentionParams& p, const HeadsView& meta, c
 }
 
 namespace cuda {
+size_t attention_workspace_bytes(const AttentionParams& params);
 // Launches on `stream` (a cudaStream_t) of the current device; returns a cudaError_t.
 int attention(const AttentionParams& params, void* stream);
 }  // namespace cuda

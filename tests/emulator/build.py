@@ -37,7 +37,7 @@ def _build_once(flavour: str) -> Path | BuildError:
 
 
 def _build(flavour: str) -> Path:
-    cmake, ninja = _tool("cmake"), _tool("ninja")
+    cmake, ninja = find_tool("cmake"), find_tool("ninja")
     if importlib.util.find_spec("pybind11") is None:
         raise BuildError(f"the emulated kernels need pybind11: {sys.executable} -m pip install pybind11")
     import pybind11
@@ -54,7 +54,7 @@ def _build(flavour: str) -> Path:
     return BUILD / flavour
 
 
-def _tool(name: str) -> str:
+def find_tool(name: str) -> str:
     beside_python = Path(sys.executable).parent / name
     found = shutil.which(name) or (str(beside_python) if os.access(beside_python, os.X_OK) else None)
     if found is None:

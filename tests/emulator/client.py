@@ -29,10 +29,11 @@ class Mode:
     schedule: str = "ascending"
     seed: int = 1  # of schedule "random"
     eager_copies: bool = False
+    capability: int = 80  # what the device says it is: 90 chooses the kernels for Hopper
 
-    def settings(self) -> tuple[str, int, bool, bool]:
+    def settings(self) -> tuple[str, int, bool, bool, int]:
         """The arguments of the module's set_mode."""
-        return self.schedule, self.seed, self.eager_copies, self.flavour == "races"
+        return self.schedule, self.seed, self.eager_copies, self.flavour == "races", self.capability
 
 
 MODES = {
@@ -46,10 +47,10 @@ MODES = {
 
 
 class Worker:
-    """A process with one flavour of the module loaded."""
+    """A process with one flavour of the module loaded: the built one, or that in another folder."""
 
-    def __init__(self, flavour: str):
-        folder = build(flavour)
+    def __init__(self, flavour: str, folder: Path | None = None):
+        folder = folder or build(flavour)
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-m", "emulator.worker", folder],
@@ -115,12 +116,13 @@ def _compiler_library(name: str) -> str:
 
 
 class Client:
-    """Runs cases in one mode."""
+    """Runs cases in one mode, on the built module or that in a folder (planted.py)."""
 
-    _workers: dict[str, Worker] = {}  # by flavour, shared by all clients
+    _workers: dict[tuple[str, Path | None], Worker] = {}  # by flavour and folder, shared by all clients
 
-    def __init__(self, mode: Mode):
+    def __init__(self, mode: Mode, folder: Path | None = None):
         self._mode = mode
+        self._folder = folder
 
     @property
     def ops(self) -> list[str]:
@@ -135,9 +137,10 @@ class Client:
         return tuple(reply)
 
     def _worker(self) -> Worker:
-        worker = self._workers.get(self._mode.flavour)
+        key = self._mode.flavour, self._folder
+        worker = self._workers.get(key)
         if worker is None or not worker.alive():
-            worker = self._workers[self._mode.flavour] = Worker(self._mode.flavour)
+            worker = self._workers[key] = Worker(*key)
         return worker
 
     @classmethod

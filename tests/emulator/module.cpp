@@ -54,7 +54,7 @@ py::list call(const Registry::Function& function, const py::args& arguments) {
   return list;
 }
 
-void set_mode(const std::string& schedule, uint64_t seed, bool eager_copies, bool races) {
+void set_mode(const std::string& schedule, uint64_t seed, bool eager_copies, bool races, int capability) {
   if (schedule == "ascending")
     options.schedule = Schedule::ascending;
   else if (schedule == "descending")
@@ -66,6 +66,7 @@ void set_mode(const std::string& schedule, uint64_t seed, bool eager_copies, boo
   options.seed = seed;
   options.eager_copies = eager_copies;
   options.races = races;
+  options.capability = capability;
 }
 
 }  // namespace

@@ -6,6 +6,7 @@ Inputs are taken as valid: what the ops refuse is csrc/ops' business and tested 
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import torch
 
@@ -38,13 +39,19 @@ class EmulatedOps:
         "selective_state_update": {"state"},
     }
 
-    def __init__(self, mode: Mode):
+    def __init__(self, mode: Mode, folder: Path | None = None):
         self.mode = mode
-        self._client = Client(mode)
+        self._client = Client(mode, folder)
 
     def attention(self, *args, **kwargs):
         out, lse = self._run("attention", args, kwargs)
         return out if lse is None else (out, lse)
+
+    def attention_sm90_refusal(self, *args, **kwargs) -> str | None:
+        """Why attention does not run on the kernel for Hopper; None where it does."""
+        values = self._arguments("attention", args, kwargs)
+        (reasons,), _ = self._client.run("attention_sm90_refusal", shipped(values), set())
+        return reasons[0] if reasons else None
 
     def causal_conv1d(self, *args, **kwargs):
         out, final_state = self._run("causal_conv1d", args, kwargs)
@@ -174,16 +181,19 @@ class EmulatedOps:
     def _run(self, op: str, args: tuple, kwargs: dict, **replace) -> list[torch.Tensor | None]:
         """Results of the module's function `op`, which takes the public function's arguments in order, those named in
         `replace` replaced, and behind them what else `replace` names."""
+        return self._launch(op, self._arguments(op, args, kwargs) | replace)
+
+    def _arguments(self, op: str, args: tuple, kwargs: dict) -> dict:
+        """The public function's arguments by name, in order."""
         bound = SIGNATURES[op].bind(*args, **kwargs)
         bound.apply_defaults()
-        return self._launch(op, bound.arguments | replace)
+        return bound.arguments
 
     def _launch(self, op: str, values: dict) -> list[torch.Tensor | None]:
         """Results of the module's function `op` of the values, in order."""
         tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
         changes = self.CHANGES.get(op, set())
-        arguments = [(name, ship(value) if name in tensors else value) for name, value in values.items()]
-        results, changed = self._client.run(op, arguments, changes)
+        results, changed = self._client.run(op, shipped(values), changes)
         for name, memory in changed.items():
             if memory:
                 memory_of(tensors[name]).copy_(torch.frombuffer(bytearray(memory), dtype=torch.uint8))
@@ -206,6 +216,11 @@ def ship(tensor: torch.Tensor) -> Shipped:
         tensor.data_ptr() % ALIGNMENT,
         memory_of(tensor).numpy().tobytes(),
     )
+
+
+def shipped(values: dict) -> list[tuple]:
+    """Arguments by name, tensors as the worker takes them."""
+    return [(name, ship(value) if isinstance(value, torch.Tensor) else value) for name, value in values.items()]
 
 
 def unship(shipped: Shipped) -> torch.Tensor:

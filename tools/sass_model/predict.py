@@ -185,13 +185,17 @@ class _Run:
         return path
 
     def paths(self, loops: list[Loop | None], resident: int) -> list[tuple[int, list[Instruction]]]:
-        """(block, path) of each warp on the busiest sub-partition, in a round of its role's loop."""
+        """(block, path) of each warp on the busiest sub-partition, in a round of its role's loop. Roles whose code runs
+        less often than not have none."""
         paths = [self.path(loop, region) for loop, (_, region) in zip(loops, self.roles, strict=True)]
         if self.warps < SUBPARTITIONS:
             return [(n, paths[0]) for n in range(math.ceil(resident * self.warps / SUBPARTITIONS))]
         here = [math.ceil(warps / SUBPARTITIONS) for warps, _ in self.roles]
         return [
-            (block, path) for block in range(resident) for n, path in zip(here, paths, strict=True) for _ in range(n)
+            (block, path)
+            for block in range(resident)
+            for n, path in zip(here, paths, strict=True)
+            for _ in range(n if path else 0)
         ]
 
     def length(self, loop: Loop | None) -> float:
