@@ -66,7 +66,7 @@ FAULTS = {
     ),
     "Q given back too early": fault(KERNEL, "    rows_.template wait_scores<0>();\n", "    give_back(shared_.q_empty);\n    rows_.template wait_scores<0>();\n"),
     "the producer waits for no stage": fault(PRODUCER, "    mbarrier_wait(shared_.empty + ring_.stage, ring_.parity);\n", ""),
-    "the producer does not wait for Q's place": fault(PRODUCER, "      mbarrier_wait(shared_.q_empty, q_parity);\n", ""),
+    "the producer does not wait for Q's place": fault(PRODUCER, "        mbarrier_wait(shared_.q_empty, q_parity);\n", ""),
     "fewer bytes announced than come": fault(PRODUCER, "expect(full, kParts * ", "expect(full, "),
     "the ring's parity never turns": fault(TILE, "      parity ^= 1;\n", ""),
     "more registers than there are": fault(TILE, "kConsumerRegisters = 160", "kConsumerRegisters = 168", report="setmaxnreg"),

@@ -7,9 +7,9 @@
     tools/check_cubins.py --write               # write them there
 
 A spill, a stack frame, a load or store of local memory, a block that fits no SM, a launch line that is not true, or
-wgmma without overlap (tools/overlap.py) fails. Tables stand between markers in docs/*.md: `<!-- budgets: OP -->`, `<!-- predictions: OP -->` or
-`<!-- instructions: OP -->`, and `<!-- end -->`; OP may be `all`. They hold for one nvcc: with another, --check compares
-only which kernels they list.
+wgmma without overlap (tools/overlap.py) fails. Tables stand between markers in docs/*.md: `<!-- budgets: OP -->`,
+`<!-- predictions: OP -->` or `<!-- instructions: OP -->`, and `<!-- end -->`; OP may be `all`. They hold for one nvcc:
+with another, --check compares only which kernels they list.
 """
 
 from __future__ import annotations

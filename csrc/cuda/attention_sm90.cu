@@ -1,6 +1,8 @@
 // attention on Hopper: which calls its kernel takes, the tensor maps, the launches.
 #include "cuda/attention_sm90.cuh"
 
+#include <algorithm>
+
 #include "cuda/attention_sm90.h"
 #include "cuda/attention_sm90_plan.cuh"
 #include "cuda/device_traits.cuh"
@@ -9,7 +11,7 @@ namespace hymba::cuda {
 namespace {
 
 constexpr int64_t kMostHeadsOfGroup = 8;  // more would leave many of an item's rows idle
-constexpr int64_t kMostItems = (int64_t{1} << 31) - 1;
+constexpr int64_t kMostItems = int64_t{1} << 30;
 constexpr int64_t kMostStride = int64_t{1} << 39;  // elements
 
 int64_t group_of(const AttentionParams& p) {
@@ -125,7 +127,7 @@ const char* attention_sm90_refusal(const AttentionParams& p) {
   if (with_tile(p, [&](auto tile, auto, auto) { return item_slots(p, room_of<decltype(tile)>(p)); }) *
           p.kv_heads >
       kMostItems)
-    return "items are counted in 31 bits";
+    return "items are numbered by an int";
   if (!is_mappable(p.q, p.batch, p.q_len, p.q_heads) || !is_mappable(p.k, p.batch, p.k_len, p.kv_heads) ||
       !is_mappable(p.v, p.batch, p.k_len, p.kv_heads) ||
       (p.meta_len > 0 && (!is_mappable(p.meta_k, 1, p.meta_len, p.kv_heads) ||

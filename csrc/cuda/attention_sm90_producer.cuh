@@ -22,12 +22,15 @@ class Sm90Producer {
       const int index = snake(round);
       const AttentionItem item = list.at(p_, index / kv_heads);
       const int kv_head = index % kv_heads;
-      mbarrier_wait(shared_.q_empty, q_parity);
-      load_queries(item, kv_head, list.room);
       const ItemTiles<Tile::kKeys> tiles(p_.mask, item);
 #pragma unroll 1
-      for (int tile = 0; tile < tiles.count; ++tile, ring_.next())
+      for (int tile = 0; tile < tiles.count; ++tile, ring_.next()) {
         load_tile(item, kv_head, tiles.key(tile), tiles.in_prefix(tile));
+        if (tile > 0) continue;
+        // Behind the first tile, which need not wait for the end of the item before.
+        mbarrier_wait(shared_.q_empty, q_parity);
+        load_queries(item, kv_head, list.room);
+      }
     }
   }
 
