@@ -123,6 +123,26 @@ def test_lists_of_items(ops, lengths):
     check(ops, *inputs, dtype=BF16, window=100, num_meta=2, cu_seqlens=cu_seqlens(*lengths))
 
 
+@pytest.mark.parametrize("window", [None, 100])
+def test_lists_begin_with_the_longest_items(ops, window):
+    if not hasattr(ops, "attention_sm90_items"):
+        pytest.skip("the public functions show no items")
+    lengths, room, tile = (2, 900, *(0,) * 300, 1, 38, 39, 400), 38, 64
+    inputs = make_inputs(sum(lengths), dims=(64, 128), dtype=BF16)
+    items = ops.attention_sm90_items(*inputs, window=window, cu_seqlens=cu_seqlens(*lengths))
+    starts = cu_seqlens(*lengths).tolist()
+    expected = {
+        (begin + query, min(room, end - begin - query), query, begin, end - begin)
+        for begin, end in pairwise(starts)
+        for query in range(0, end - begin, room)
+    }
+    assert {tuple(item[1:6]) for item in items.tolist()} == expected and len(items) == len(expected)
+    first_keys = (items[:, 3] - window).clamp(min=0) // tile if window else 0
+    tiles = (items[:, 3] + items[:, 2] + tile - 1) // tile - first_keys
+    assert tiles.max() < 32  # buckets
+    assert torch.equal(tiles, tiles.sort(descending=True).values) and tiles[0] > tiles[-1]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
 @pytest.mark.parametrize("dims", [(64, 64), (64, 128), (128, 128)], ids=lambda d: f"dims{d[0]}x{d[1]}")
 @pytest.mark.parametrize("num_meta", [4, 70])

@@ -115,6 +115,7 @@ FAULTS = {
     "negated queries without a barrier": fault(KERNEL, "    barrier_sync(1 + warpgroup_, kWarpgroup);\n", "", mode="races", report="without fence.proxy.async"),
     # ---- the list of packed sequences' items ----
     "a sequence's last queries have no item": fault(PLAN, "query >= seq.q_len", "query + room_ > seq.q_len"),
+    "short items first": fault(PLAN, "(most - tiles) * kPlanBuckets / most", "(tiles - 1) * kPlanBuckets / most"),
     "places of the threads before": fault(PLAN, "int place = through - in_bucket + before;", "int place = through - in_bucket;"),
     "counts read before they are there": fault(
         PLAN, "++places[thread][bucket(item)];\n  __syncthreads();\n", "++places[thread][bucket(item)];\n", mode="races", report="data race"
@@ -142,6 +143,7 @@ def cases(ops):
         x[:, 290:340] = float("nan")
     lengths = 40, 250, *(0,) * 300, 50, 0, 100, 60
     yield ops.attention(q, k, v, window=90, num_meta=4, cu_seqlens=cu_seqlens(*lengths))
+    yield ops.attention_sm90_items(q, k, v, window=90, num_meta=4, cu_seqlens=cu_seqlens(*lengths))
 
 
 def results(mode: str, folder=None) -> list[torch.Tensor]:

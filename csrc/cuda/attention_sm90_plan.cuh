@@ -48,15 +48,15 @@ class SlotWalk {
   int64_t sequence_ = 0;
 };
 
-// The most tiles of a sequence's last item: nearly the most of all.
+// At least the tiles of any item: those of a sequence's last queries, and one more, which windows may touch.
 template <int kKeys>
 __device__ int most_tiles(const AttentionParams& p, int room, int (&partial)[kPlanWarps]) {
   const int thread = static_cast<int>(threadIdx.x);
   int most = 1;
   for (int64_t s = thread; s < p.sequences; s += kPlanThreads) {
     const SequenceView seq = sequence_view(p, s);
-    const int query = max(static_cast<int>(seq.q_len) - 1, 0) / room * room;
-    most = max(most, ItemTiles<kKeys>(p.mask, attention_item(p, seq, query, room)).count);
+    const int query = max(static_cast<int>(seq.q_len) - room, 0);
+    most = max(most, ItemTiles<kKeys>(p.mask, attention_item(p, seq, query, room)).count + 1);
   }
   most = warp_max(most);
   if (thread % kWarpSize == 0) partial[thread / kWarpSize] = most;

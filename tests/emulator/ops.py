@@ -47,6 +47,14 @@ class EmulatedOps:
         out, lse = self._run("attention", args, kwargs)
         return out if lse is None else (out, lse)
 
+    def attention_sm90_items(self, *args, **kwargs) -> torch.Tensor:
+        """int32 [items, 6]: what the kernel for Hopper makes of packed sequences, in order (AttentionItem)."""
+        (workspace,), _ = self._client.run(
+            "attention_sm90_items", shipped(self._arguments("attention", args, kwargs)), set()
+        )
+        slots = torch.frombuffer(bytearray(workspace.memory), dtype=torch.int32).view(-1, 8)
+        return slots[: slots[-1, 0], :6].contiguous()
+
     def attention_sm90_refusal(self, *args, **kwargs) -> str | None:
         """Why attention does not run on the kernel for Hopper; None where it does."""
         values = self._arguments("attention", args, kwargs)

@@ -73,10 +73,27 @@ std::vector<std::string> attention_sm90_refusal(const Array& q, const Array& k, 
   return reason == nullptr ? std::vector<std::string>() : std::vector<std::string>{reason};
 }
 
+// The items of a packed call as the Hopper kernel finds them in its workspace: its bytes.
+Array attention_sm90_items(const Array& q, const Array& k, const Array& v, std::optional<int64_t> window,
+                           int64_t num_meta, std::optional<double> scale, const OptionalArray& meta_k,
+                           const OptionalArray& meta_v, const OptionalArray& cu_seqlens,
+                           const OptionalArray& cu_seqlens_k, bool) {
+  AttentionParams params =
+      attention_params(q, k, v, window, num_meta, scale, meta_k, meta_v, cu_seqlens, cu_seqlens_k);
+  const Array out = new_array({params.batch, params.q_len, params.q_heads, params.v_dim}, params.dtype);
+  const Array workspace =
+      new_array_of(ItemType::uint8, {static_cast<int64_t>(cuda::attention_sm90_workspace_bytes(params))});
+  params.out = out.data();
+  params.workspace = workspace.data();
+  run(cuda::attention_sm90, static_cast<const AttentionParams&>(params));
+  return workspace;
+}
+
 }  // namespace
 
 void bind_attention(Registry& registry) {
   registry.def("attention", attention);
+  registry.def("attention_sm90_items", attention_sm90_items);
   registry.def("attention_sm90_refusal", attention_sm90_refusal);
 }
 
