@@ -50,6 +50,8 @@ bool runs_on_cuda(const Tensor& like, const Params& params,
 template <class Params>
 Tensor new_workspace(const Tensor& like, Params& params,
                      std::type_identity_t<size_t (*)(const Params&)> workspace_bytes) {
+  // It may ask the current device what it is.
+  const torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
   const auto bytes = static_cast<int64_t>(workspace_bytes(params));
   const Tensor workspace = new_tensor(like, {bytes}, torch::headeronly::ScalarType::Byte);
   params.workspace = workspace.mutable_data_ptr();
