@@ -16,7 +16,7 @@ namespace hymba::cuda {
 constexpr float kMaxGrowth = 8.0f;  // in log2 units
 constexpr float kFar = 1 << 24;     // from where on floats are 2 apart
 
-// kKeys of a tile.
+// A warp of a consumer warpgroup calls, or all four of them.
 template <class T, class Tile, int kKeyDim, int kValueDim>
 class Sm90Rows {
   static constexpr int kKeys = Tile::kKeys;
