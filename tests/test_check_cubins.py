@@ -129,6 +129,13 @@ def test_tables_between_markers():
     assert renew(page, [row()], "13.0.88") == page
 
 
+def test_a_page_has_what_models_say():
+    page = "before\n<!-- model: some_model -->\n<!-- end -->\nbehind\n"
+    page = renew(page, [], "13.0.88", {"some_model": ["| said |"]})
+    assert page == "before\n<!-- model: some_model -->\nBy nvcc 13.0.88, predicted.\n\n| said |\n<!-- end -->\nbehind\n"
+    assert listed(page, whole=True) == ["By nvcc 13.0.88, predicted.\n\n| said |\n"]
+
+
 def test_predictions_table():
     launch = Workload("k", "a launch", tokens=1000, blocks=132, device_bytes=3e6, plan=lambda _: Plan({}))
     kernel = KernelModel(Kernel("k", 90, 32, instructions=[instruction("FFMA")] * 100 + [instruction("EXIT")]))

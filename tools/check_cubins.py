@@ -8,8 +8,9 @@
 
 A spill, a stack frame, a load or store of local memory, a block that fits no SM, a launch line that is not true, or
 wgmma without overlap (tools/overlap.py) fails. Tables stand between markers in docs/*.md: `<!-- budgets: OP -->`,
-`<!-- predictions: OP -->` or `<!-- instructions: OP -->`, and `<!-- end -->`; OP may be `all`. They hold for one nvcc:
-with another, --check compares only which kernels they list.
+`<!-- predictions: OP -->` or `<!-- instructions: OP -->`, and `<!-- end -->`; OP may be `all`. `<!-- model: NAME -->`
+is what tools/sass_model/NAME.py says of several launches. They hold for one nvcc: with another, --check compares only
+which kernels they list.
 """
 
 from __future__ import annotations
@@ -19,20 +20,24 @@ import fnmatch
 import os
 import re
 import sys
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tools import cubins
 from tools.cubins import ROOT, CompileError, LaunchLine, PtxasReport
 from tools.overlap import wgmma_problems
+from tools.sass_model import decode_step, pair
 from tools.sass_model.bounds import Occupancy
 from tools.sass_model.control_flow import Loop
 from tools.sass_model.disassembly import ToolError, read_cubin
 from tools.sass_model.kernels import Workload, workloads
 from tools.sass_model.machine import Assumptions
+from tools.sass_model.pair import CubinOf
 from tools.sass_model.predict import KernelModel, Launch, Prediction, predict
 from tools.sass_model.tile import CLASSES, ISSUED, TileCounts, count
 
@@ -243,14 +248,18 @@ TABLES = {
         ", sm_90. Warp instructions of a block's tile: issued / asked for by the mathematics = ratio.",
     ),
 }
-MARKED = re.compile(rf"<!-- ({'|'.join(TABLES)}): (\w+) -->\n(.*?)<!-- end -->", re.DOTALL)
+MODELS: dict[str, Callable[[CubinOf], list[str]]] = {"decode_step": decode_step.report, "pair": pair.report}
+MARKED = re.compile(rf"<!-- ({'|'.join(TABLES)}|model): (\w+) -->\n(.*?)<!-- end -->", re.DOTALL)
 
 
-def renew(page: str, rows: list[Row], nvcc: str) -> str:
-    """A page of docs/ with its tables made anew."""
+def renew(page: str, rows: list[Row], nvcc: str, models: Mapping[str, list[str]] = MappingProxyType({})) -> str:
+    """A page of docs/ with its tables made anew. models: what each says."""
 
     def block(match: re.Match[str]) -> str:
         kind, op = match[1], match[2]
+        if kind == "model":
+            lines = models[op]
+            return f"<!-- model: {op} -->\n" + "\n".join([f"By nvcc {nvcc}, predicted.", "", *lines]) + "\n<!-- end -->"
         table, note = TABLES[kind]
         lines = table([row for row in rows if op in ("all", row.op)])
         return f"<!-- {kind}: {op} -->\n" + "\n".join([f"By nvcc {nvcc}{note}", "", *lines]) + "\n<!-- end -->"
@@ -266,12 +275,14 @@ def listed(page: str, whole: bool) -> list[str]:
     )
 
 
-def update_docs(rows: list[Row], nvcc: str, write: bool) -> list[str]:
+def update_docs(
+    rows: list[Row], nvcc: str, write: bool, models: Mapping[str, list[str]] = MappingProxyType({})
+) -> list[str]:
     """Pages whose tables are out of date; with `write` they are no longer."""
     stale = []
     for path in sorted(ROOT.glob("docs/*.md")):
         page = path.read_text()
-        new = renew(page, rows, nvcc)
+        new = renew(page, rows, nvcc, models)
         if write:
             path.write_text(new)
             continue
@@ -311,7 +322,8 @@ def main() -> int:
     problems += [f"{row.kernel}, {row.arch}: {text}" for row in rows for text in row.problems]
     print("\n\n".join("\n".join(table(rows)) for table, _ in TABLES.values()))
     if not problems and (options.check or options.write):
-        problems += update_docs(rows, version, options.write)
+        models = {name: say(lambda op: folder / f"{op}.sm_90.cubin") for name, say in MODELS.items()}
+        problems += update_docs(rows, version, options.write, models)
     for problem in problems:
         print(f"check_cubins: {problem}", file=sys.stderr)
     return 1 if problems else 0

@@ -90,6 +90,7 @@ PYBIND11_MODULE(hymba_emulated, module) {
   bind_causal_conv1d(registry);
   bind_causal_conv1d_update(registry);
   bind_decode_attention(registry);
+  bind_decode_branches(registry);
   bind_gated_mlp(registry);
   bind_linear(registry);
   bind_mamba_update(registry);

@@ -32,7 +32,8 @@ class EmulatedOps:
     # Arguments that an op changes in place.
     CHANGES = {
         "causal_conv1d_update": {"state"},
-        "decode_attention": {"k_cache", "v_cache"},
+        "decode_attention": {"k_cache", "v_cache", "counters"},
+        "decode_branches": {"k_cache", "v_cache", "conv_state", "ssm_state", "counters"},
         "gated_mlp": {"counters"},
         "linear_epilogue": {"out"},
         "mamba_update": {"conv_state", "ssm_state", "counters"},
@@ -69,9 +70,28 @@ class EmulatedOps:
         (out,) = self._run("causal_conv1d_update", args, kwargs)
         return out
 
-    def decode_attention(self, *args, **kwargs):
-        (out,) = self._run("decode_attention", args, kwargs)
+    def decode_attention(self, q, *args, counters=None, **kwargs):
+        if counters is None:
+            counters = torch.zeros(q[..., 0].numel(), dtype=torch.int32)
+        (out,) = self._run("decode_attention", (q, *args), kwargs, counters=counters)
+        assert not counters.any(), counters
         return out
+
+    def decode_branches(self, *args, counters=None, **kwargs):
+        bound = SIGNATURES["decode_branches"].bind(*args, **kwargs)
+        bound.apply_defaults()
+        arguments = bound.arguments
+        if counters is None:
+            counters = torch.zeros(2 + arguments["q"][..., 0].numel(), dtype=torch.int32)
+        attn, ssm = self._run("decode_branches", args, kwargs, counters=counters)
+        assert not counters.any(), counters
+        if attn is not None:
+            return attn, ssm
+        of_attention, of_mamba = (
+            {name: arguments[name] for name in SIGNATURES[op].parameters if name in arguments and name != "counters"}
+            for op in ("decode_attention", "mamba_update")
+        )
+        return self.decode_attention(**of_attention, counters=counters), self.mamba_update(**of_mamba)
 
     def gated_linear(self, x, gate_weight, weight):
         own = self._own_product(x, weight, gate_weight, None, None)

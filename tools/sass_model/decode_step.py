@@ -14,10 +14,9 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tools import cubins
 from tools.sass_model.kernels import workloads
 from tools.sass_model.machine import CARDS, Card
-from tools.sass_model.pair import Side, described
+from tools.sass_model.pair import CubinOf, Side, compiled, described
 from tools.sass_model.predict import KernelModel, predict
 
 _BATCH = "batch 1,"
@@ -129,12 +128,12 @@ def role_of(side: Side, name: str, *, waits: bool = False) -> Role:
     return Role(name, side.launch.blocks, 1 / held, side.launch.device_bytes, path, waits=waits)
 
 
-def layer(nvcc: str) -> tuple[list[Grid], Card]:
+def layer(cubin_of: CubinOf) -> tuple[list[Grid], Card]:
     """The launches of a sliding layer that makes its own keys, one row, and the card they are for."""
 
     def role(op: str, what: str, name: str, *, waits: bool = False) -> Role:
         workload = next(workload for workload in workloads(op) if what in workload.what)
-        return role_of(described(nvcc, op, workload), name, waits=waits)
+        return role_of(described(cubin_of, op, workload), name, waits=waits)
 
     step = f"{_BATCH} 1 token, bf16"
     return [
@@ -182,10 +181,15 @@ def table(grids: Sequence[Grid], step: Step, terms: Terms) -> list[str]:
     ]
 
 
-def main() -> None:
+def report(cubin_of: CubinOf) -> list[str]:
     terms = Terms()
-    grids, card = layer(cubins.find_nvcc())
-    print("\n".join(table(grids, simulate(grids, card.sms, terms), terms)))
+    grids, card = layer(cubin_of)
+    return table(grids, simulate(grids, card.sms, terms), terms)
+
+
+def main() -> None:
+    with compiled() as cubin_of:
+        print("\n".join(report(cubin_of)))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import fnmatch
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -91,16 +92,35 @@ def blocks_together(first: Side, second: Side) -> tuple[tuple[int, int], ...]:
 # ---- Command line ----
 
 
-def described(nvcc: str, op: str, workload: Workload) -> Side:
-    """A workload of tools/sass_model/kernels, its kernel compiled."""
-    source = cubins.ROOT / "csrc" / "cuda" / f"{op}.cu"
+CubinOf = Callable[[str], Path]  # of an op, for sm_90
+
+
+@contextmanager
+def compiled() -> Iterator[CubinOf]:
+    """Cubins that are made when they are asked for, and last as long as the context."""
+    nvcc = cubins.find_nvcc()
     with tempfile.TemporaryDirectory() as folder:
-        compiled = cubins.compile_cubin(nvcc, source, _ARCH, Path(folder))
-        kernels = {kernel.name: kernel for kernel in read_cubin(compiled.cubin)}
-        bounds = cubins.launch_bounds(compiled.cubin)
+
+        def cubin_of(op: str) -> Path:
+            path = Path(folder) / f"{op}.{_ARCH}.cubin"
+            if not path.exists():
+                cubins.compile_cubin(nvcc, _source(op), _ARCH, Path(folder))
+            return path
+
+        yield cubin_of
+
+
+def _source(op: str) -> Path:
+    return cubins.ROOT / "csrc" / "cuda" / f"{op}.cu"
+
+
+def described(cubin_of: CubinOf, op: str, workload: Workload) -> Side:
+    """A workload of tools/sass_model/kernels and its kernel."""
+    kernels = {kernel.name: kernel for kernel in read_cubin(cubin_of(op))}
+    bounds = cubins.launch_bounds(cubin_of(op))
     names = dict(zip(cubins.demangle(list(kernels)), kernels, strict=True))
     name = next(name for name in names if fnmatch.fnmatchcase(name, workload.kernel))
-    line = cubins.matching(cubins.launch_lines(cubins.source_text(source)), name)
+    line = cubins.matching(cubins.launch_lines(cubins.source_text(_source(op))), name)
     threads = line.threads if line else bounds[names[name]]
     model = KernelModel(kernels[names[name]], Assumptions(broadcast_shared_loads=workload.broadcast_shared_loads))
     options = workload.plan(model).launch_options()
@@ -128,16 +148,20 @@ def table(rows: Sequence[tuple[str, Pair]]) -> list[str]:
     return lines
 
 
-def main() -> None:
-    nvcc = cubins.find_nvcc()
-    scan = described(nvcc, "selective_scan", workloads("selective_scan")[0])
+def report(cubin_of: CubinOf) -> list[str]:
+    scan = described(cubin_of, "selective_scan", workloads("selective_scan")[0])
     rows = []
     for workload in workloads("attention"):
-        attention = described(nvcc, "attention", workload)
+        attention = described(cubin_of, "attention", workload)
         for batch in (1, 8):
             what = f"{workload.what}, batch {batch}, and the scan"
             rows.append((what, pair(batched(attention, batch), batched(scan, batch))))
-    print("\n".join(table(rows)))
+    return table(rows)
+
+
+def main() -> None:
+    with compiled() as cubin_of:
+        print("\n".join(report(cubin_of)))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ void bind_attention(Registry& registry);
 void bind_causal_conv1d(Registry& registry);
 void bind_causal_conv1d_update(Registry& registry);
 void bind_decode_attention(Registry& registry);
+void bind_decode_branches(Registry& registry);
 void bind_gated_mlp(Registry& registry);
 void bind_linear(Registry& registry);
 void bind_mamba_update(Registry& registry);
