@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 import hymba_ops
+from hymba_ops import _ops
 from hymba_ops.decoding import LayerCache, layer_step
 
 import golden_checks
@@ -14,6 +17,7 @@ from emulator.ops import EmulatedOps
 from golden_data import TINY, generate_data, golden_model
 from kernel_cases import DEVICE
 from model_cases import SMALL, SWITCHES, randomise, token_ids
+from tolerance import assert_close
 
 PAGE = 8
 
@@ -147,12 +151,30 @@ def test_golden_tokens(prompt):
     assert_same(logits, whole)
 
 
-def test_golden_tokens_on_emulated_kernels(emulator_mode, monkeypatch):
-    """In the quickest mode all 40 tokens of a batch, in the others the first few."""
+# What a model and its decode steps call.
+OPS = ["rms_norm", "linear", "gated_linear", "rotary", "attention", "causal_conv1d", "selective_scan", "norm_project",
+       "norm_average_project", "decode_branches", "gated_mlp"]  # fmt: skip
+
+
+@pytest.fixture
+def emulated(emulator_mode, monkeypatch):
+    """All ops on emulated kernels, until it is called."""
     ops = EmulatedOps(MODES[emulator_mode])
-    for name in ("rms_norm", "linear", "gated_linear", "rotary", "attention", "causal_conv1d", "selective_scan",
-                 "norm_average_project", "mamba_update", "decode_attention"):  # fmt: skip
+    for name in OPS:
         monkeypatch.setattr(hymba_ops.functional, name, getattr(ops, name))
+    call = _ops.call
+    monkeypatch.delattr(_ops, "call")  # nothing else may run
+
+    def end():
+        monkeypatch.undo()
+        assert _ops.call is call
+
+    end.ops = ops
+    return end
+
+
+def test_golden_tokens_on_emulated_kernels(emulator_mode, emulated):
+    """In the quickest mode all 40 tokens of a batch, in the others the first few."""
     data, model = generate_data(TINY), golden_model(hymba_ops, TINY)
     ids, full = data["prompt.b2"], data["tokens_full.b2"]
     steps = 40 if emulator_mode == "ascending" else 4
@@ -160,30 +182,77 @@ def test_golden_tokens_on_emulated_kernels(emulator_mode, monkeypatch):
     known = min(steps, full.shape[1])
     assert tokens[:, :known].tolist() == full[:, :known].tolist()
     golden_checks.assert_near(logits[:, :known], data["logits_full.b2"][:, :known], golden_checks.LOGIT_LIMIT, "logits")
-    monkeypatch.undo()
+    emulated()
     with torch.no_grad():
         whole = model(torch.cat([ids, tokens[:, :-1]], 1), logits_to_keep=steps).logits
     golden_checks.assert_near(logits, whole, golden_checks.LOGIT_LIMIT, "logits")
 
 
 @torch.no_grad()
-def test_a_full_sized_layer_in_bfloat16():
-    """125m, one sliding layer: steps of one token against the forward, to the noise of bfloat16."""
+def test_tiny_bfloat16_on_emulated_kernels(emulator_mode, emulated):
+    """Steps of the golden tokens err as the forward in bfloat16 does, both against the forward in float64."""
+    data, model = generate_data(TINY), golden_model(hymba_ops, TINY)
+    prompt, full = data["prompt.b2"], data["tokens_full.b2"]
+    steps = min(full.shape[1], 12 if emulator_mode == "ascending" else 3)
+    ids = torch.cat([prompt, full[:, : steps - 1]], 1)
+    short = copy.deepcopy(model).bfloat16()
+    decoder = Decoder(short, len(ids), step_tokens=1, capacity=ids.shape[1])
+    logits = [decoder.prompt(prompt, torch.arange(len(ids)))]
+    for t in range(prompt.shape[1], ids.shape[1]):
+        logits.append(decoder.step(ids[:, t : t + 1])[:, 0])
+    emulated()
+    plain, exact = (m(ids, logits_to_keep=steps).logits for m in (short, model.double()))
+    assert_close(torch.stack(logits, 1), plain.float(), exact, dtype=torch.bfloat16)
+
+
+def layer_and_hidden(tokens):
+    """A sliding layer of the 125m model in bfloat16, and hidden states of one row, meta tokens first."""
     config = hymba_ops.HymbaConfig.hymba_125m()
     layer = randomise(hymba_ops.HymbaLayer(config, 1)).bfloat16()
-    hidden = torch.randn(
-        1, config.num_memory_tokens + 40, config.hidden_size, generator=torch.Generator().manual_seed(0)
-    )
-    hidden = hidden.bfloat16()
-    whole, _, _ = layer(hidden)
-    start = config.num_memory_tokens + 20
+    shape = (1, config.num_memory_tokens + tokens, config.hidden_size)
+    return config, layer, torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+
+
+def steps_after(layer, hidden, start, count, rows=1):
+    """Results of `count` one-token steps from position `start` on, [rows, count, hidden_size]: rows with equal inputs."""
+    meta = layer.mamba.config.num_memory_tokens
     _, kv, state = layer(hidden[:, :start])
-    cache = LayerCache.empty(layer.mamba, 1, step_tokens=1)
-    cache.start(torch.tensor([0]), kv, state)
-    for t in range(start, hidden.shape[1]):
-        lengths = torch.tensor([t - config.num_memory_tokens], dtype=torch.int32)
-        out = layer_step(layer, hidden[:, t : t + 1], cache, lengths)
-        assert golden_checks.relative_rms(out[:, 0], whole[:, t]) <= 0.01
+    cache = LayerCache.empty(layer.mamba, rows, step_tokens=1)
+    for slot in range(rows):
+        cache.start(torch.tensor([slot]), kv, state)
+    results = []
+    for t in range(start, start + count):
+        lengths = torch.full((rows,), t - meta, dtype=torch.int32)
+        results.append(layer_step(layer, hidden[:, t : t + 1].expand(rows, -1, -1).contiguous(), cache, lengths))
+    return torch.cat(results, 1)
+
+
+@torch.no_grad()
+def test_a_full_sized_layer_in_bfloat16():
+    """125m, one sliding layer: steps of one token against the forward, to the noise of bfloat16."""
+    config, layer, hidden = layer_and_hidden(40)
+    start = config.num_memory_tokens + 20
+    whole, _, _ = layer(hidden)
+    out = steps_after(layer, hidden, start, 20)
+    assert golden_checks.relative_rms(out[0], whole[0, start:]) <= 0.01
+
+
+@torch.no_grad()
+def test_a_full_sized_layer_on_emulated_kernels(emulator_mode, emulated):
+    """The same behind 8 tokens, for 40 tokens in the quickest mode; three rows with equal inputs have equal bits. A step
+    is five launches: four ops, of which one has two."""
+    count, rows = (40, 1) if emulator_mode == "ascending" else (2, 3)
+    config, layer, hidden = layer_and_hidden(8 + count)
+    start = config.num_memory_tokens + 8
+    launched, launch = [], emulated.ops._launch
+    emulated.ops._launch = lambda op, values: launched.append(op) or launch(op, values)
+    out = steps_after(layer, hidden, start, count, rows)
+    emulated()
+    assert launched[-4 * count :] == ["norm_project", "decode_branches", "norm_average_project", "gated_mlp"] * count
+    whole, _, _ = layer(hidden)
+    for row in out:
+        assert torch.equal(row, out[0])
+        assert golden_checks.relative_rms(row, whole[0, start:]) <= 0.01
 
 
 def test_a_borrowing_layer_needs_its_producers_cache():
