@@ -73,15 +73,7 @@ void begin_block_clocks() {
   block->learnt.clear();
 }
 
-bool happened_before(int thread, uint32_t epoch) {
-  const Fiber& self = *current;
-  if (thread == self.number) return true;
-  const int warp = thread / kWarp;
-  return epoch < (warp == self.warp ? block->epoch[warp] : block->clock[self.warp].of[warp]);
-}
-
-bool happened_before(const Past& past) {
-  if (past.generation == block->generation) return happened_before(past.thread, past.epoch);
+bool happened_before_elsewhere(const Past& past) {
   const Knowledge* own = learnt_by(*current);
   return says_happened(block->clock[current->warp].others, past) ||
          (own != nullptr && says_happened(*own, past));

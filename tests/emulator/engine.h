@@ -48,7 +48,8 @@ void begin_launch_overlap(const Launch& launch);
 void end_block_overlap();
 // Whether what was done in that generation may still be under way when the launch starts.
 bool may_be_under_way(uint32_t generation);
-// An access of global memory; `under_way`: a launch that may still be has written there.
+// An access of global memory in a launch that overlaps; `under_way`: a launch that may still be has written
+// there.
 void check_overlap(const void* p, Access access, bool under_way);
 
 // shared_memory.cpp
@@ -87,9 +88,18 @@ void warp_synchronised(int warp);  // the lanes of a warp with each other
 void arrive(Clock& barrier, int warp);
 void leave(const Clock& barrier, int warp);
 void join(Clock& to, const Clock& from);
-// Whether an access happened before what the running thread does now.
-bool happened_before(int thread, uint32_t epoch);  // of this block
-bool happened_before(const Past& past);
+// Whether an access happened before what the running thread does now: of this block, of another one, of any.
+inline bool happened_before(int thread, uint32_t epoch) {
+  const Fiber& self = *current;
+  if (thread == self.number) return true;
+  const int warp = thread / kWarp;
+  return epoch < (warp == self.warp ? block->epoch[warp] : block->clock[self.warp].of[warp]);
+}
+bool happened_before_elsewhere(const Past& past);
+inline bool happened_before(const Past& past) {
+  return past.generation == block->generation ? happened_before(past.thread, past.epoch)
+                                              : happened_before_elsewhere(past);
+}
 Knowledge merged(const Knowledge& a, const Knowledge& b);
 Knowledge release();  // what the running thread has done and knows; what it does next is later
 void acquire(const Knowledge& others);  // the running thread learns

@@ -69,7 +69,6 @@ bool may_be_under_way(uint32_t generation) {
 }
 
 void check_overlap(const void* p, Access access, bool under_way) {
-  if (!block->launch->overlaps) return;
   const Buffer* buffer = find_buffer(p);
   if (buffer == nullptr || (access != Access::constant_read && knows_previous_grid())) return;
   const bool reads = access == Access::read || access == Access::constant_read;

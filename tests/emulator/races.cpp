@@ -110,12 +110,12 @@ void check_races(const void* p, size_t bytes, Access access, void* pc) {
   if (current == nullptr || !options.races) return;
   bool global;
   Cell* cells = find_cells(static_cast<const char*>(p), global);
-  if (global)
+  if (!global)
+    refuse_red_zone(static_cast<const char*>(p), bytes);
+  else if (block->launch->overlaps)
     check_overlap(p, access, cells != nullptr && std::any_of(cells, cells + bytes, [](const Cell& cell) {
                                return may_be_under_way(cell.write.generation);
                              }));
-  else
-    refuse_red_zone(static_cast<const char*>(p), bytes);
   if (cells == nullptr) return;
   const Fiber& self = *current;
   const Checker checker{

@@ -6,8 +6,9 @@
 //
 // A kernel whose launch says `overlaps` (cuda/device.cuh) starts while the kernel before it still runs: once
 // all blocks of that one have called start_next_grid() or returned. Until wait_for_previous_grid() it may
-// read nothing but what no kernel writes (weights), and write nothing. Below compute capability 9.0 both are
-// nothing, and kernels follow each other whole.
+// read nothing but what no kernel writes (weights), and write nothing; and what it reads behind it, it does
+// not read by load_constant, which nvcc moves before the wait. Below compute capability 9.0 both are nothing,
+// and kernels follow each other whole.
 #pragma once
 #include "cuda/device.cuh"
 
