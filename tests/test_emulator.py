@@ -86,6 +86,9 @@ FAULTS = {
     "write_before_wait_for_previous_grid": [({"races"}, "writes global memory .* before wait_for_previous_grid")],
     "load_constant_behind_wait_for_previous_grid": [({"races"}, "load_constant of global memory .* grid before")],
     "next_grid_started_before_the_wait": [({"races"}, "reads global memory .* before wait_for_previous_grid")],
+    "grid_beside_another_that_does_not_wait_to_end": [
+        ({"races"}, "reads global memory .* beside the previous one, which has ended without waiting for it")
+    ],
     "input_read_before_wait_for_previous_grid": [({"races"}, "reads global memory .* before wait_for_previous_grid")],
     "copy_behind_the_wait_of_a_warp": [({"races"}, "(reads|writes) global memory .* before wait_for_previous_grid")],
     "copy_not_waited_for": [(LATE, WRONG_VALUE)],

@@ -46,11 +46,12 @@ void require_counts_of_earlier_blocks(const Launch& launch);
 // overlap.cpp
 void begin_launch_overlap(const Launch& launch);
 void end_block_overlap();
-// Whether what was done in that generation may still be under way when the launch starts.
-bool may_be_under_way(uint32_t generation);
-// An access of global memory in a launch that overlaps; `under_way`: a launch that may still be has written
-// there.
-void check_overlap(const void* p, Access access, bool under_way);
+// Whether what was done in that generation may still be under way, for a thread that knows the end of the
+// previous grid or does not.
+bool may_be_under_way(uint32_t generation, bool knows_previous);
+// An access of global memory in a launch that overlaps; `used`: a launch that may be under way has written
+// there, or, where this access writes, has read.
+void check_overlap(const void* p, Access access, bool knows_previous, bool used);
 
 // shared_memory.cpp
 void map_shared_memory(Block& block);

@@ -106,6 +106,17 @@ void begin_block_races() {
   if (options.races && !block->cells) block->cells = allocate_pages<Cell>(kArenaBytes);
 }
 
+static void check_overlap_of_cells(const Cell* cells, const void* p, size_t bytes, Access access) {
+  const bool knows = access != Access::constant_read && knows_previous_grid();
+  const bool writes = access != Access::read && access != Access::constant_read;
+  const auto under_way = [&](const Past& past) { return may_be_under_way(past.generation, knows); };
+  const auto used = [&](const Cell& cell) {
+    return under_way(cell.write) ||
+           (writes && std::any_of(std::begin(cell.reads), std::end(cell.reads), under_way));
+  };
+  check_overlap(p, access, knows, cells != nullptr && std::any_of(cells, cells + bytes, used));
+}
+
 void check_races(const void* p, size_t bytes, Access access, void* pc) {
   if (current == nullptr || !options.races) return;
   bool global;
@@ -113,9 +124,7 @@ void check_races(const void* p, size_t bytes, Access access, void* pc) {
   if (!global)
     refuse_red_zone(static_cast<const char*>(p), bytes);
   else if (block->launch->overlaps)
-    check_overlap(p, access, cells != nullptr && std::any_of(cells, cells + bytes, [](const Cell& cell) {
-                               return may_be_under_way(cell.write.generation);
-                             }));
+    check_overlap_of_cells(cells, p, bytes, access);
   if (cells == nullptr) return;
   const Fiber& self = *current;
   const Checker checker{

@@ -112,7 +112,7 @@ __global__ void second_half(const float* in, float* out) {
   const unsigned i = threadIdx.x;
   start_next_grid();
   prefetch_to_l2(out + i);
-  if (kEarly == Early::write) out[i + kHalf] = 0;
+  if (kEarly == Early::write) out[i] = in[i];  // as the grid before
   float x = kEarly == Early::read ? out[i] : 0.0f;
   wait_for_previous_grid();
   if (kEarly == Early::constant) x = load_constant<1>(out + i)[0];
@@ -147,6 +147,27 @@ void launch_three(bool planted, const float* in, float* out, uint32_t* counters)
   cuda::launch_kernel(first_half, {1, kHalf}, nullptr, in, out);
   cuda::launch_kernel(planted ? between<true> : between<false>, {1, kHalf, 0, true}, nullptr, counters);
   cuda::launch_kernel(second_half_without_wait, {1, kHalf, 0, true}, nullptr, out);
+}
+
+// Runs beside the grid before, and ends no sooner than that, unless this is the fault.
+template <bool kPlanted>
+__global__ void beside(uint32_t* counters) {
+  start_next_grid();
+  counters[threadIdx.x] = 0;
+  if (!kPlanted) wait_for_previous_grid();
+}
+
+// Writes the first half of `out` once it knows the end of the grid before it.
+__global__ void first_half_behind_wait(const float* in, float* out) {
+  wait_for_previous_grid();
+  start_next_grid();
+  out[threadIdx.x] = in[threadIdx.x];
+}
+
+void launch_beside(bool planted, const float* in, float* out, uint32_t* counters) {
+  cuda::launch_kernel(first_half_behind_wait, {1, kHalf, 0, true}, nullptr, in, out);
+  cuda::launch_kernel(planted ? beside<true> : beside<false>, {1, kHalf, 0, true}, nullptr, counters);
+  cuda::launch_kernel(second_half<Early::nothing>, {1, kHalf, 0, true}, nullptr, in, out);
 }
 
 // What the host has put into `in` counts as the result of a grid before.
@@ -193,6 +214,7 @@ std::vector<Fault> grid_faults() {
       {"write_before_wait_for_previous_grid", launch_halves<Early::write>, same},
       {"load_constant_behind_wait_for_previous_grid", launch_halves<Early::constant>, same},
       {"next_grid_started_before_the_wait", launch_three, same},
+      {"grid_beside_another_that_does_not_wait_to_end", launch_beside, same},
       HYMBA_FAULT(input_read_before_wait_for_previous_grid, same, 1, kCells, 0, true),
       HYMBA_FAULT(copy_behind_the_wait_of_a_warp, same, 1, kCells, 0, true),
   };
