@@ -330,6 +330,43 @@ def norm_average_project(case):
     return {**arguments, "proj_weight": weight, **bias_and_residual(tensors, case, outputs)}
 
 
+def norm_project(case):
+    outputs, D = case["O"], case["D"]
+    arguments = rms_norm(case)
+    tensors = Tensors(case, math.prod(case["rows"]) * min(outputs, D))
+    return {
+        "x": arguments["x"],
+        "norm_weight": arguments["weight"],
+        "proj_weight": tensors(outputs, D, scale=1 / math.sqrt(D)),
+        "eps": case["eps"],
+        **bias_and_residual(tensors, case, outputs),
+    }
+
+
+def gated_mlp(case):
+    K, inner, outputs = case["K"], case["I"], case["O"]
+    tensors = Tensors(case, math.prod(case["rows"]) * outputs)
+    return {
+        "x": tensors(*case["rows"], K, scale=3.0),
+        "norm_weight": tensors.parameter(K),
+        "gate_weight": tensors(inner, K, scale=1 / math.sqrt(K)),
+        "weight": tensors(inner, K, scale=1 / math.sqrt(K)),
+        "down_weight": tensors(outputs, inner, scale=1 / math.sqrt(inner)),
+        "eps": case["eps"],
+        "residual": tensors(*case["rows"], outputs) if case["residual"] else None,
+    }
+
+
+def decode_branches(case):
+    """Every token of every row, and the slots of attention for both."""
+    attention = decode_attention(case | {"fewer": False})
+    rows = len(attention["lengths"])
+    mamba = mamba_update(case | {"slots": "none", "B": rows})
+    for name in ("x", "z"):
+        mamba[name] = mamba[name][: case["B"]]
+    return {name: value for name, value in (mamba | attention).items() if name != "counts"}
+
+
 def bias_and_residual(tensors, case, outputs):
     return {
         "bias": tensors(outputs) if case["bias"] else None,
@@ -380,6 +417,21 @@ CASES = {
         "dtype": st.sampled_from([torch.float32, torch.float64]),
         **STEP, **SLOTS, "C": size(1, 80, 1, 8, 64), "K": size(1, 8), "N": size(1, 40, 1, 16, 16),
         "R": size(1, 20, 1, 8), "bias": st.booleans(), "norms": st.booleans(), "eps": st.sampled_from([1e-6, 1e-2]),
+    },
+    decode_branches: {
+        "dtype": st.sampled_from([torch.float32, torch.float64]),
+        **SLOTS, "B": size(0, 4), "n": size(1, 16, 1, 1), "Hkv": size(1, 2), "group": st.sampled_from([1, 2]),
+        "Dk": size(1, 40, 16), "Dv": size(1, 40, 1, 16), "M": size(0, 40, 0), "page": st.none() | size(1, 40, 16),
+        "window": st.none() | size(0, 80, 0), "scale": st.sampled_from([None, 0.3]), "rope": st.booleans(),
+        "borrows": st.booleans(), "C": size(1, 40, 8), "K": size(1, 5), "N": size(1, 20, 16), "R": size(1, 12, 8),
+        "bias": st.booleans(), "norms": st.booleans(), "eps": st.sampled_from([1e-6, 1e-2]),
+    },
+    gated_mlp: {  # as mamba_update
+        "dtype": st.sampled_from([torch.float32, torch.float64]),
+        **PRODUCT, "I": size(1, 90, 1, 8, 16), "residual": st.booleans(), "eps": st.sampled_from([1e-6, 1e-2]),
+    },
+    norm_project: {
+        "dtype": st.sampled_from([torch.float32, torch.float64]), **ROWS, **EXTRAS, "O": size(0, 60),
     },
     rms_norm: ROWS,
     norm_average: ROWS,

@@ -40,11 +40,13 @@ OUTPUTS = {
     "attention": ("out", "lse"),
     "causal_conv1d": ("out", "final_state"),
     "selective_scan": ("out", "final_state"),
+    "decode_branches": ("attn", "ssm"),
 }
 # What an op changes in place.
 UPDATES = {
     "causal_conv1d_update": ("state",),
     "decode_attention": ("k_cache", "v_cache"),
+    "decode_branches": ("k_cache", "v_cache", "conv_state", "ssm_state"),
     "mamba_update": ("conv_state", "ssm_state"),
     "selective_state_update": ("state",),
 }
@@ -62,10 +64,7 @@ def fuzz(name, **options):
 
 
 def test_every_op_is_fuzzed():
-    public = [
-        name for name, f in inspect.getmembers(F, inspect.isfunction) if f.__module__ == F.__name__ and name[0] != "_"
-    ]
-    assert public == OPS
+    assert F.__all__ == OPS
 
 
 def functional(op, names, layout):
@@ -74,7 +73,8 @@ def functional(op, names, layout):
     def call(**arguments):
         states = {n: arguments[n].clone() for n in names}
         states = {n: layout(state) if state.numel() > 0 else state for n, state in states.items()}
-        return op(**{**arguments, **states}), *states.values()
+        results = op(**{**arguments, **states})
+        return *(results if isinstance(results, tuple) else (results,)), *states.values()
 
     return call
 
@@ -95,7 +95,7 @@ def check(name, case, reference_op):
     if name in UPDATES:
         layout = LAYOUTS[case["layouts"][0]]
         op, reference_op = (functional(f, UPDATES[name], layout) for f in (op, reference_op))
-    names = OUTPUTS.get(name, ("out", *UPDATES.get(name, ())))
+    names = (*OUTPUTS.get(name, ("out",)), *UPDATES.get(name, ()))
     check_against_reference(op, reference_op, dtype=case["dtype"], names=names, **arguments)
 
 
@@ -137,6 +137,9 @@ WRONG = {
     "selective_scan": with_changed("selective_scan", dt_bias=lambda b: None),
     "selective_state_update": forgets_one_state,
     "mamba_update": with_changed("mamba_update", dt_bias=lambda b: b + 0.2),
+    "decode_branches": with_changed("decode_branches", D=lambda d: d * 1.1),
+    "gated_mlp": with_changed("gated_mlp", eps=lambda eps: eps + 0.1),
+    "norm_project": with_changed("norm_project", eps=lambda eps: eps + 0.1),
     "rms_norm": with_changed("rms_norm", eps=lambda eps: eps * 1.5),
     "norm_average": with_changed("norm_average", eps=lambda eps: eps * 1.5),
     "norm_average_project": with_changed("norm_average_project", residual=lambda r: None),
