@@ -272,6 +272,18 @@ def test_bits_depend_on_neither_batch_nor_layout(ops, page, dtype):
     assert torch.equal(alone, out[2:])
 
 
+@pytest.mark.parametrize("page", STORES)
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+def test_counters_may_be_the_callers(ops, page, dtype):
+    """They serve one call after the other, and are zeros again after each."""
+    inputs = make_inputs([70, 3, 200], 3, page=page, dtype=dtype) | {"slots": int32(2, -1, 0)}
+    expected = ops.decode_attention(**cloned(inputs))
+    counters = torch.zeros(inputs["q"][..., 0].numel() + 1, dtype=torch.int32)
+    for _ in range(2):
+        assert torch.equal(ops.decode_attention(**cloned(inputs), counters=counters), expected)
+        assert not counters.any()
+
+
 def test_threads_do_not_change_bits():
     inputs = make_inputs([1500, 700, 20], 2, heads=(25, 5), window=1024)
     assert_threads_do_not_matter(lambda: F.decode_attention(**cloned(inputs)))
@@ -296,7 +308,8 @@ def test_opcheck():
         ]
         args = [None if name is None else inputs[name] for name in order]
         inputs["k_cache"].nan_to_num_(0), inputs["v_cache"].nan_to_num_(0)  # opcheck compares with ==
-        torch.library.opcheck(torch.ops.hymba_ops.decode_attention.default, (*args, None, inputs["inv_freq"]))
+        counters = None if page is None else torch.zeros(inputs["q"][..., 0].numel(), dtype=torch.int32)
+        torch.library.opcheck(torch.ops.hymba_ops.decode_attention.default, (*args, None, inputs["inv_freq"], counters))
 
 
 def test_compiles_with_the_caches_changed_in_place():
@@ -342,6 +355,8 @@ BAD_INPUTS = [
     bad_input({"meta_v": torch.zeros(2, 1, 32)}, ValueError, r"meta_v must have shape .* = \[3, 1, 32\], got \[2, 1, 32"),
     bad_input({"inv_freq": torch.zeros(7)}, ValueError, r"inv_freq must have shape \[Dk / 2\] = \[8\], got \[7\]"),
     bad_input({"inv_freq": torch.zeros(8).double()}, ValueError, r"inv_freq must be float32, got float64"),
+    bad_input({"counters": int32(*[0] * 19)}, ValueError, r"counters must have at least 20 elements, got \[19\]"),
+    bad_input({"counters": torch.zeros(20)}, ValueError, r"counters must be int32, got float32"),
     bad_input({"k": torch.zeros(2, 2, 1, 16).requires_grad_()}, ValueError, r"k must not require grad"),
     bad_input({"lengths": [3, 4]}, TypeError, r"'Tensor' for argument 'lengths'.*list"),
 ]  # fmt: skip

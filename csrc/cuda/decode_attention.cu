@@ -1,5 +1,5 @@
-// decode_attention on the GPU: one kernel for parts of each row's keys, decode_attention_mma.cuh for the
-// 16-bit types and decode_attention_fma.cuh for float32 and float64, and one that joins the parts.
+// decode_attention on the GPU: blocks for parts of each row's keys, decode_attention_mma.cuh for the 16-bit
+// types and decode_attention_fma.cuh for float32 and float64; the one that comes last joins a row's parts.
 #include "cuda/decode_attention_fma.cuh"
 #include "cuda/decode_attention_mma.cuh"
 
@@ -41,14 +41,13 @@ template <class T, int kKeyDim, int kValueDim>
 int launch_mma(const DecodeAttentionParams& params, const DecodeSplits& splits, void* stream) {
   const AttentionParams& p = params.attention;
   const LaunchShape shape{split_blocks(params, splits), kDecodeThreads,
-                          shared_bytes<DecodeTiles<T, kKeyDim, kValueDim>>()};
+                          shared_bytes<DecodeTiles<T, kKeyDim, kValueDim>>(), true};
   bool packs = p.k_dim % kChunk == 0 && p.v_dim % kChunk == 0;
   for (const HeadsView& view : {p.q, p.k, p.v, p.meta_k, p.meta_v, params.new_k, params.new_v})
     packs = packs && in_chunks<T>(view);
   const auto kernel = packs ? mma_decode_kernel<T, kKeyDim, kValueDim, true>
                             : mma_decode_kernel<T, kKeyDim, kValueDim, false>;
-  if (const int error = launch_kernel(kernel, shape, stream, params, splits)) return error;
-  return join_splits<T, kDecodeKeys<kKeyDim, kValueDim>>(params, splits, stream);
+  return launch_kernel(kernel, shape, stream, params, splits);
 }
 
 template <class T>
@@ -63,10 +62,9 @@ template <class C, int kColumns>
 int launch_fma(const DecodeAttentionParams& params, const DecodeSplits& splits, void* stream) {
   const AttentionParams& p = params.attention;
   const LaunchShape shape{split_blocks(params, splits), kFmaThreads,
-                          shared_bytes<FmaTiles<C>>(static_cast<int>(p.k_dim), static_cast<int>(p.v_dim))};
-  if (const int error = launch_kernel(fma_decode_kernel<C, kColumns>, shape, stream, params, splits))
-    return error;
-  return join_splits<C, kFmaKeys>(params, splits, stream);
+                          shared_bytes<FmaTiles<C>>(static_cast<int>(p.k_dim), static_cast<int>(p.v_dim)),
+                          true};
+  return launch_kernel(fma_decode_kernel<C, kColumns>, shape, stream, params, splits);
 }
 
 template <class C>

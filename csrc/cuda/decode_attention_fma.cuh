@@ -33,7 +33,7 @@ __device__ __forceinline__ void fma_decode(const DecodeAttentionParams& params, 
                                            const FmaTiles<C>& tiles, const DecodeBlock& block) {
   using Row = FmaRow<C, kColumns>;
   const AttentionParams& p = params.attention;
-  const KeyTiles<kFmaKeys> keys(block.spans);
+  const KeyTiles<kFmaKeys> keys(block.spans());
   const int begin = block.split * splits.tiles, end = min(begin + splits.tiles, keys.count);
   if (begin >= end) return;
   HYMBA_SHARED(CachedKey<C>[kFmaKeys], places);  // of a tile's keys
@@ -63,15 +63,17 @@ __device__ __forceinline__ void fma_decode(const DecodeAttentionParams& params, 
   }
 
   const C sum = row.sum();
-  if (Row::row() >= block.rows) return;
-  const SplitResults<C> results(params, splits);
-  const int64_t index =
-      results.index(p, splits, block.row, block.kv_head, block.split, block.first_row + Row::row());
-  if (Row::lane() == 0) {
-    results.stats[index * 2] = row.max_log2();
-    results.stats[index * 2 + 1] = sum;
+  if (Row::row() < block.rows) {
+    const SplitResults<C> results(params, splits);
+    const int64_t index =
+        results.index(p, splits, block.row, block.kv_head, block.split, block.first_row + Row::row());
+    if (Row::lane() == 0) {
+      results.stats[index * 2] = row.max_log2();
+      results.stats[index * 2 + 1] = sum;
+    }
+    row.for_columns([&](int column, C value) { results.out[index * results.stride + column] = value; });
   }
-  row.for_columns([&](int column, C value) { results.out[index * results.stride + column] = value; });
+  join_splits<C, kFmaThreads>(params, splits, block, static_cast<int>(divide_up(keys.count, splits.tiles)));
 }
 
 // launch: fma_decode_kernel<float, *> threads 256, shared 37248
@@ -82,8 +84,12 @@ __global__ void __launch_bounds__(kFmaThreads, 1)
   HYMBA_DYNAMIC_SHARED(bytes);
   const AttentionParams& p = params.attention;
   const auto tiles = carve_shared<FmaTiles<C>>(bytes, static_cast<int>(p.k_dim), static_cast<int>(p.v_dim));
+  start_next_grid();
+  wait_for_previous_grid();
   DecodeBlock block;
-  if (!find_block(params, splits, kFmaRows, block)) return;
+  const bool has_rows = find_block(params, splits, kFmaRows, block);
+  clear_absent_rows<C, kFmaThreads>(p, splits, block, kFmaRows);
+  if (!has_rows) return;
   fma_decode<C, kColumns>(params, splits, tiles, block);
 }
 

@@ -49,7 +49,7 @@ class MmaDecode {
         splits_(splits),
         tiles_(tiles),
         block_(block),
-        key_tiles_(block.spans),
+        key_tiles_(block.spans()),
         rows_(p_, tiles.q, block.position_of(row(0)), block.position_of(row(1))) {}
 
   __device__ __forceinline__ void run() {
@@ -69,11 +69,7 @@ class MmaDecode {
       __syncthreads();
     }
 #pragma unroll 1
-    for (int tile = first; tile < end; ++tile) {
-      if (tile > first) {
-        fetch(tile);
-        commit_copies();
-      }
+    for (int tile = first;;) {
       wait_copies<0>();
       __syncwarp();
       const int key = key_tiles_.key(tile) + warp() * kWarpKeys;
@@ -81,15 +77,20 @@ class MmaDecode {
       rows_.attend(tiles_.k + warp() * kWarpKeys * kKeyDim, tiles_.v + warp() * kWarpKeys * kValueDim, key,
                    block_.position_of(0), block_.position_of(block_.rows - 1));
       __syncwarp();
+      if (++tile >= end) break;
+      fetch(tile);
+      commit_copies();
     }
     join_warps();
     if (warp() == 0) store_results();
+    join_splits<T, kDecodeThreads>(params_, splits_, block_,
+                                   static_cast<int>(divide_up(key_tiles_.count, splits_.tiles)));
   }
 
  private:
   __device__ __forceinline__ static int thread() { return static_cast<int>(threadIdx.x); }
-  __device__ __forceinline__ static int warp() { return thread() / kWarpSize; }
-  __device__ __forceinline__ static int lane() { return thread() % kWarpSize; }
+  __device__ __forceinline__ static int warp() { return static_cast<int>(threadIdx.x / kWarpSize); }
+  __device__ __forceinline__ static int lane() { return static_cast<int>(threadIdx.x % kWarpSize); }
   // The rows that this lane has scores of: i is 0 or 1.
   __device__ __forceinline__ static int row(int i) { return lane() / 4 + i * 8; }
 
@@ -106,20 +107,21 @@ class MmaDecode {
       const bool there = from != nullptr && index * kChunk < dim;
       copy_async<16>(to, there ? from + index * kChunk : from, there);
     } else {
+      const T* chunk = from + index * kChunk;
+      const int there = from != nullptr ? dim - index * kChunk : 0;
 #pragma unroll 1  // this is no layer's case
-      for (int i = 0; i < kChunk; ++i)
-        to[i] = from != nullptr && index * kChunk + i < dim ? from[index * kChunk + i] : T{};
+      for (int i = 0; i < kChunk; ++i) to[i] = i < there ? chunk[i] : T{};
     }
   }
 
   __device__ __forceinline__ void load_queries() const {
     constexpr int kChunks = kKeyDim / kChunk;
-    for (int i = thread(); i < kDecodeRows * kChunks; i += kDecodeThreads) {
-      const int row = i / kChunks;
+    for (unsigned i = threadIdx.x; i < kDecodeRows * kChunks; i += kDecodeThreads) {
+      const int row = static_cast<int>(i / kChunks), index = static_cast<int>(i % kChunks);
       const T* from = row < block_.rows
                           ? head_row<T>(p_.q, block_.row, block_.token_of(row), block_.head_of(row))
                           : nullptr;
-      copy_chunk<kKeyDim>(tiles_.q, row, i % kChunks, from, static_cast<int>(p_.k_dim));
+      copy_chunk<kKeyDim>(tiles_.q, row, index, from, static_cast<int>(p_.k_dim));
     }
   }
 
@@ -135,9 +137,10 @@ class MmaDecode {
     constexpr int kChunks = kDim / kChunk;
 #pragma unroll 1
     for (int i = 0; i < kWarpKeys * kChunks; i += kWarpSize) {
-      const int row = (i + lane()) / kChunks;
+      const unsigned chunk = static_cast<unsigned>(i + lane());
+      const int row = static_cast<int>(chunk / kChunks), index = static_cast<int>(chunk % kChunks);
       const auto address = __shfl_sync(kFullWarp, reinterpret_cast<uintptr_t>(mine), row);
-      copy_chunk<kDim>(to, row, (i + lane()) % kChunks, reinterpret_cast<const T*>(address), dim);
+      copy_chunk<kDim>(to, row, index, reinterpret_cast<const T*>(address), dim);
     }
   }
 
@@ -214,8 +217,12 @@ __global__ void __launch_bounds__(kDecodeThreads, (kDecodeBlocks<kKeyDim, kValue
     mma_decode_kernel(DecodeAttentionParams params, DecodeSplits splits) {
   HYMBA_DYNAMIC_SHARED(bytes);
   const auto tiles = carve_shared<DecodeTiles<T, kKeyDim, kValueDim>>(bytes);
+  start_next_grid();
+  wait_for_previous_grid();
   DecodeBlock block;
-  if (!find_block(params, splits, kDecodeRows, block)) return;
+  const bool has_rows = find_block(params, splits, kDecodeRows, block);
+  clear_absent_rows<T, kDecodeThreads>(params.attention, splits, block, kDecodeRows);
+  if (!has_rows) return;
   MmaDecode<T, kKeyDim, kValueDim, kPacks>(params, splits, tiles, block).run();
 }
 

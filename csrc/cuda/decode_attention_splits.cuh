@@ -10,6 +10,8 @@
 // has them. Nobody reads what is written: those rows held tokens before every window.
 #pragma once
 #include "cuda/attention_tiles.cuh"
+#include "cuda/primitives/grid.cuh"
+#include "cuda/primitives/memory.cuh"
 #include "cuda/primitives/warp.cuh"
 #include "cuda/sincos.cuh"
 #include "ops/decode_attention.h"
@@ -48,12 +50,17 @@ struct DecodeBlock {
   int slot, length, count;     // tokens before the step, and of it
   int group, first_row, rows;  // the (token, head of the group) pairs that this block has
   int position;                // of the step's first token
-  KeySpans spans;              // keys that the step's tokens see
+  int prefix_end, begin, end;  // keys that the step's tokens see: [0, prefix_end) and [begin, end)
 
-  __device__ __forceinline__ int token_of(int i) const { return (first_row + i) / group; }
-  __device__ __forceinline__ int head_of(int i) const { return kv_head * group + (first_row + i) % group; }
+  __device__ __forceinline__ int token_of(int i) const {
+    return static_cast<int>(static_cast<unsigned>(first_row + i) / static_cast<unsigned>(group));
+  }
+  __device__ __forceinline__ int head_of(int i) const {
+    return kv_head * group + first_row + i - token_of(i) * group;
+  }
   // Rows behind the last one see what that sees.
   __device__ __forceinline__ int position_of(int i) const { return position + token_of(min(i, rows - 1)); }
+  __device__ __forceinline__ KeySpans spans() const { return {prefix_end, begin, end}; }
   // All of a row's keys pass through its first blocks.
   __device__ __forceinline__ bool puts_keys() const { return first_row == 0; }
 };
@@ -83,7 +90,10 @@ __device__ __forceinline__ bool find_block(const DecodeAttentionParams& params, 
   block.rows = min(tile_rows, block.count * splits.group - block.first_row);
   if (block.rows <= 0) return false;
   block.position = static_cast<int>(p.meta_len) + block.length;
-  block.spans = step_spans(p, row);
+  const KeySpans spans = step_spans(p, row);
+  block.prefix_end = static_cast<int>(spans.prefix_end);
+  block.begin = static_cast<int>(spans.begin);
+  block.end = static_cast<int>(spans.end);
   return true;
 }
 
@@ -98,8 +108,7 @@ template <class T>
 __device__ __forceinline__ CachedKey<T> cached_key(const DecodeAttentionParams& params,
                                                    const DecodeBlock& block, int position) {
   const AttentionParams& p = params.attention;
-  const KeySpans& spans = block.spans;
-  if (position >= spans.end || (position >= spans.prefix_end && position < spans.begin))
+  if (position >= block.end || (position >= block.prefix_end && position < block.begin))
     return {nullptr, nullptr};
   if (position < p.meta_len)
     return {head_row<T>(p.meta_k, 0, position, block.kv_head),
@@ -162,11 +171,12 @@ struct SplitResults {
 
   __host__ __device__ SplitResults(const DecodeAttentionParams& params, const DecodeSplits& splits)
       : stats(static_cast<C*>(params.workspace)),
-        out(stats + 2 * rows(params, splits)),
+        out(stats + stats_count(params, splits)),
         stride(row_stride(params)) {}
 
   static size_t bytes(const DecodeAttentionParams& params, const DecodeSplits& splits) {
-    return static_cast<size_t>(rows(params, splits)) * (2 + row_stride(params)) * sizeof(C);
+    return static_cast<size_t>(stats_count(params, splits) + rows(params, splits) * row_stride(params)) *
+           sizeof(C);
   }
   __device__ __forceinline__ int64_t index(const AttentionParams& p, const DecodeSplits& splits, int row,
                                            int kv_head, int split, int pair) const {
@@ -174,78 +184,115 @@ struct SplitResults {
   }
 
  private:
-  // Even, so that pairs are aligned.
+  // Both in packs of 16 bytes.
   __host__ __device__ static int row_stride(const DecodeAttentionParams& params) {
-    return static_cast<int>(divide_up(params.attention.v_dim, 2)) * 2;
+    return static_cast<int>(divide_up(params.attention.v_dim, kPackCount<C>)) * kPackCount<C>;
+  }
+  __host__ __device__ static int64_t stats_count(const DecodeAttentionParams& params,
+                                                 const DecodeSplits& splits) {
+    return divide_up(2 * rows(params, splits), kPackCount<C>) * kPackCount<C>;
   }
   __host__ __device__ static int64_t rows(const DecodeAttentionParams& params, const DecodeSplits& splits) {
     return params.attention.batch * params.attention.kv_heads * splits.count * splits.rows;
   }
 };
 
-constexpr int kJoinThreads = 128;
+template <class T>
+__device__ __forceinline__ T* out_row(const AttentionParams& p, const DecodeBlock& block, int i) {
+  return static_cast<T*>(p.out) +
+         ((int64_t{block.row} * p.q_len + block.token_of(i)) * p.q_heads + block.head_of(i)) * p.v_dim;
+}
 
-// A block joins the splits of one token and head, always in the same order: each warp sums every fourth.
-template <class T, int kTileKeys>
-__global__ void __launch_bounds__(kJoinThreads)
-    join_splits_kernel(DecodeAttentionParams params, DecodeSplits splits) {
+// Results of tokens that a row of the batch does not have: zeros, from the block of the first split.
+template <class T, int kThreads>
+__device__ __forceinline__ void clear_absent_rows(const AttentionParams& p, const DecodeSplits& splits,
+                                                  const DecodeBlock& block, int tile_rows) {
+  if (block.split != 0) return;
+  const int end = min(tile_rows, splits.rows - block.first_row);
+#pragma unroll 1
+  for (int i = max(block.rows, 0); i < end; ++i)
+#pragma unroll 1
+    for (int d = static_cast<int>(threadIdx.x); d < p.v_dim; d += kThreads) out_row<T>(p, block, i)[d] = T{};
+}
+
+// A warp joins the first `used` splits of the block's row i, always in the same order: every fourth has a sum
+// of its own.
+template <class T>
+__device__ __forceinline__ void join_row(const DecodeAttentionParams& params, const DecodeSplits& splits,
+                                         const DecodeBlock& block, int i, int used) {
   using C = compute_t<T>;
-  constexpr int kWarps = kJoinThreads / kWarpSize, kColumns = kMaxHeadDim / kWarpSize;
-  HYMBA_SHARED(C[kWarps][kMaxHeadDim], sums);
+  constexpr int kPack = kPackCount<C>, kSums = 4, kAhead = 12;  // splits that are asked for at once
   const AttentionParams& p = params.attention;
-  const int warp = static_cast<int>(threadIdx.x) / kWarpSize,
-            lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  const int heads = static_cast<int>(p.q_heads), head = static_cast<int>(blockIdx.x) % heads;
-  const int token = static_cast<int>(blockIdx.x) / heads % static_cast<int>(p.q_len);
-  const int row = static_cast<int>(blockIdx.x) / heads / static_cast<int>(p.q_len);
-  const CachedSequence cached = cached_sequence(p.cache, row, p.q_len);
-  T* out = static_cast<T*>(p.out) + blockIdx.x * p.v_dim;
-  if (token >= cached.count) {
-    for (int d = static_cast<int>(threadIdx.x); d < p.v_dim; d += kJoinThreads) out[d] = T{};
-    return;
-  }
-  const int used =
-      static_cast<int>(divide_up(KeyTiles<kTileKeys>(step_spans(p, cached)).count, splits.tiles));
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const SplitResults<C> results(params, splits);
-  const int pair = token * splits.group + head % splits.group;
-  const int64_t first = results.index(p, splits, row, head / splits.group, 0, pair);
-  const auto stats = [&](int split) { return results.stats + (first + int64_t{split} * splits.rows) * 2; };
+  const int64_t first = results.index(p, splits, block.row, block.kv_head, 0, block.first_row + i);
+  const C *const stats = results.stats + first * 2, *const out_of = results.out + first * results.stride;
+  const int stats_step = splits.rows * 2, out_step = splits.rows * results.stride;  // to the next split's
 
   C largest = -C(INFINITY), sum = 0;
-  for (int split = lane; split < used; split += kWarpSize) largest = max(largest, stats(split)[0]);
+#pragma unroll 1
+  for (int split = lane; split < used; split += kWarpSize) largest = max(largest, stats[split * stats_step]);
   largest = warp_max(largest);
   const C shift = softmax_shift(largest);
-  for (int split = lane; split < used; split += kWarpSize)
-    sum += stats(split)[1] * exp2_of(stats(split)[0] - shift);
+#pragma unroll 1
+  for (int split = lane; split < used; split += kWarpSize) {
+    const Pack<C, 2> of_split = load<2>(stats + split * stats_step);
+    sum += of_split[1] * exp2_of(of_split[0] - shift);
+  }
   sum = warp_sum(sum);
 
-  C values[kColumns] = {};
-#pragma unroll 2
-  for (int split = warp; split < used; split += kWarps) {
-    const C factor = exp2_of(stats(split)[0] - shift);
-    const C* from = results.out + (first + int64_t{split} * splits.rows) * results.stride;
+#pragma unroll 1
+  for (int column = lane * kPack; column < p.v_dim; column += kWarpSize * kPack) {
+    Pack<C, kPack> sums[kSums] = {};
+#pragma unroll 1
+    for (int begin = 0; begin < used; begin += kAhead) {
+      C maxima[kAhead];
+      Pack<C, kPack> values[kAhead];
 #pragma unroll
-    for (int i = 0; i < kColumns; ++i) {
-      const int d = i * kWarpSize + lane;
-      if (d < p.v_dim) values[i] += factor * from[d];
+      for (int ahead = 0; ahead < kAhead; ++ahead) {
+        const int split = min(begin + ahead, used - 1);
+        maxima[ahead] = stats[split * stats_step];
+        values[ahead] = load<kPack>(out_of + split * out_step + column);
+      }
+#pragma unroll
+      for (int ahead = 0; ahead < kAhead; ++ahead) {
+        if (begin + ahead >= used) break;
+        const C factor = exp2_of(maxima[ahead] - shift);
+#pragma unroll
+        for (int k = 0; k < kPack; ++k) sums[ahead % kSums][k] += factor * values[ahead][k];
+      }
     }
-  }
+    T* out = out_row<T>(p, block, i) + column;
 #pragma unroll
-  for (int i = 0; i < kColumns; ++i) sums[warp][i * kWarpSize + lane] = values[i];
-  __syncthreads();
-  for (int d = static_cast<int>(threadIdx.x); d < p.v_dim; d += kJoinThreads) {
-    C value = 0;
+    for (int k = 0; k < kPack; ++k) {
+      C value = 0;
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) value += sums[w][d];
-    narrow(out[d], value / sum);
+      for (int s = 0; s < kSums; ++s) value += sums[s][k];
+      if (column + k < p.v_dim) narrow(out[k], value / sum);
+    }
   }
 }
 
-template <class T, int kTileKeys>
-int join_splits(const DecodeAttentionParams& params, const DecodeSplits& splits, void* stream) {
-  const AttentionParams& p = params.attention;
-  const auto blocks = static_cast<unsigned>(p.batch * p.q_len * p.q_heads);
-  return launch_kernel(join_splits_kernel<T, kTileKeys>, {blocks, kJoinThreads}, stream, params, splits);
+// The block's results are written: that which comes last of the blocks of its rows joins the splits, as many
+// as are `used`. All threads call.
+template <class T, int kThreads>
+__device__ __forceinline__ void join_splits(const DecodeAttentionParams& params, const DecodeSplits& splits,
+                                            const DecodeBlock& block, int used) {
+  HYMBA_SHARED(bool, last);
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    const int kv_heads = static_cast<int>(params.attention.kv_heads);
+    const int row_tile = static_cast<int>(blockIdx.x) / kv_heads % splits.row_tiles;
+    uint32_t* counter =
+        params.counters + (block.row * kv_heads + block.kv_head) * splits.row_tiles + row_tile;
+    last = count_block(counter) == static_cast<uint32_t>(used) - 1;
+    if (last) *counter = 0;  // nobody counts any more
+  }
+  __syncthreads();
+  if (!last) return;
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x) / kWarpSize; i < block.rows; i += kThreads / kWarpSize)
+    join_row<T>(params, splits, block, i, used);
 }
 
 // Blocks of a kernel that has a tile of rows and a split each.

@@ -1,7 +1,9 @@
-"""One token of a sliding or a global layer behind 8192: splits of the keys, and what joins them.
+"""One token of a sliding or a global layer behind 8192: splits of the keys, which the last block of a row's joins.
 
 A tile has 128 keys, a quarter a warp; a split is one tile of a ring, two of pages
-(csrc/cuda/decode_attention_splits.cuh).
+(csrc/cuda/decode_attention_splits.cuh). One block in as
+many as a row has splits joins; where the launch is a single wave that block's way is how long it takes, so there all
+are described as joining, or five of them by themselves.
 """
 
 import math
@@ -11,7 +13,8 @@ from tools.sass_model.control_flow import Loop
 from tools.sass_model.kernels import META_TOKENS, TOKENS, Plan, Tile, Workload, blocks_with, most, packs, warps_of
 from tools.sass_model.predict import KernelModel
 
-_ROWS, _KEYS, _WARPS, _THREADS, _JOIN_WARPS = 16, 128, 4, 128, 4  # of the rows one token has five
+_ROWS, _KEYS, _WARPS, _THREADS = 16, 128, 4, 128  # of the rows one token has five
+_AHEAD = 12  # splits that the join asks for at once
 _HEADS, _KV_HEADS, _KEY_DIM, _VALUE_DIM, _WINDOW = 25, 5, 64, 128, 1024
 _GROUP = _HEADS // _KV_HEADS
 _STATS = 2  # maximum and sum of a split
@@ -36,7 +39,7 @@ def _masked(window: int | None) -> float:
     return (1 if window is None else 2) / _tiles(window)
 
 
-def _plan(tiles: int, masked: float, model: KernelModel) -> Plan:
+def _plan(tiles: int, masked: float, splits: int, joins: float, model: KernelModel) -> Plan:
     """`tiles` of a split. This step's key is in one warp of one block, which the plan leaves out."""
     tile = most(model, "HMMA")
     mask = blocks_with(model, tile, "ISETP") & blocks_with(model, tile, "FSEL")
@@ -67,46 +70,46 @@ def _plan(tiles: int, masked: float, model: KernelModel) -> Plan:
     )
     turn = next(loop for loop in model.loops if loop.parent is None and model.count(loop, "DFMA"))
     trips |= {queries: 1.0, turn: math.ceil(_GROUP * _KEY_DIM / 2 / _THREADS)}
+    trips |= _join_trips(splits, joins, model)
     what = Tile(f"{_ROWS} rows x {_KEYS} keys", (tile,), asked, _TILE_BYTES, named)
     return Plan(trips, weights=dict.fromkeys(mask, masked), tile=what)
 
 
-def _plan_join(splits: int, model: KernelModel) -> Plan:
-    values = most(model, "LDG")
-    unrolled = [loop for loop in model.loops if loop is not values and model.count(loop, "LDG") >= 4]
-    padding = [loop for loop in model.loops if model.count(loop, "STG") and not model.count(loop, "LDS")]
-    each = 2  # splits a round
-    return Plan({loop: 0.0 for loop in (*unrolled, *padding)} | {values: splits / _JOIN_WARPS / each})
+def _join_trips(splits: int, part: float, model: KernelModel) -> dict[Loop, float]:
+    """Rounds of the join's loops, where this part of the blocks joins: a warp has a row at a time."""
+    ahead = most(model, "LDG")
+    columns = ahead.parent
+    assert columns is not None and columns.parent is not None
+    rows = columns.parent
+    inside = [loop for loop in model.loops if loop.parent is rows]
+    return dict.fromkeys(inside, float(math.ceil(splits / 32))) | {
+        rows: part * math.ceil(_GROUP / _WARPS),
+        columns: 1.0,
+        ahead: float(math.ceil(splits / _AHEAD)),
+    }
 
 
-def _workloads(what: str, window: int | None, batch: int) -> list[Workload]:
+def _workload(what: str, window: int | None, batch: int, *, join: bool = False) -> Workload:
+    """join: blocks that join, else their average."""
     keys = TOKENS + META_TOKENS + 1 if window is None else META_TOKENS + window + 1
     splits, tiles = _splits(window), _PAGED_TILES if window is None else _RING_TILES
     partials = 4 * batch * splits * _HEADS * (_VALUE_DIM + _STATS)
-    where = f"1.5B layer, {what}, batch {batch}, 1 token behind 8192 + 128, bf16, {splits} splits"
-    return [
-        Workload(
-            kernel="mma_decode_kernel<bfloat16, 64, 128, true>",
-            what=where,
-            tokens=batch,
-            blocks=batch * _KV_HEADS * splits,
-            device_bytes=2 * batch * keys * _KV_HEADS * (_KEY_DIM + _VALUE_DIM) + partials,
-            plan=partial(_plan, tiles, _masked(window)),
-        ),
-        Workload(
-            kernel="join_splits_kernel<bfloat16, 128>",
-            what=where,
-            tokens=batch,
-            blocks=batch * _HEADS,
-            device_bytes=partials + 2 * batch * _HEADS * _VALUE_DIM,
-            plan=partial(_plan_join, splits),
-        ),
-    ]
+    alone = join and window is None
+    kind = "" if not join else ", the blocks that join" if alone else ", all blocks join"
+    return Workload(
+        kernel="mma_decode_kernel<bfloat16, 64, 128, true>",
+        what=f"1.5B layer, {what}, batch {batch}, 1 token behind 8192 + 128, bf16, {splits} splits{kind}",
+        tokens=batch,
+        blocks=batch * _KV_HEADS * (1 if alone else splits),
+        device_bytes=2 * batch * keys * _KV_HEADS * (_KEY_DIM + _VALUE_DIM) / (splits if alone else 1) + partials,
+        plan=partial(_plan, tiles, _masked(window), splits, 1.0 if join else 1 / splits),
+    )
 
 
 WORKLOADS = [
-    workload
-    for batch in (1, 32)
-    for what, window in (("window 1024", _WINDOW), ("global", None))
-    for workload in _workloads(what, window, batch)
+    _workload("window 1024", _WINDOW, 1, join=True),
+    _workload("global", None, 1),
+    _workload("global", None, 1, join=True),
+    _workload("window 1024", _WINDOW, 32),
+    _workload("global", None, 32),
 ]
