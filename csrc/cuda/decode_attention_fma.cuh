@@ -85,12 +85,12 @@ __global__ void __launch_bounds__(kFmaThreads, 1)
   const AttentionParams& p = params.attention;
   const auto tiles = carve_shared<FmaTiles<C>>(bytes, static_cast<int>(p.k_dim), static_cast<int>(p.v_dim));
   start_next_grid();
-  wait_for_previous_grid();
+  if (!params.beside_previous) wait_for_previous_grid();
   DecodeBlock block;
   const bool has_rows = find_block(params, splits, kFmaRows, block);
   clear_absent_rows<C, kFmaThreads>(p, splits, block, kFmaRows);
-  if (!has_rows) return;
-  fma_decode<C, kColumns>(params, splits, tiles, block);
+  if (has_rows) fma_decode<C, kColumns>(params, splits, tiles, block);
+  wait_for_previous_grid();  // what waits for this grid counts on those before it
 }
 
 }  // namespace hymba::cuda

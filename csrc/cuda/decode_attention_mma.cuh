@@ -218,12 +218,12 @@ __global__ void __launch_bounds__(kDecodeThreads, (kDecodeBlocks<kKeyDim, kValue
   HYMBA_DYNAMIC_SHARED(bytes);
   const auto tiles = carve_shared<DecodeTiles<T, kKeyDim, kValueDim>>(bytes);
   start_next_grid();
-  wait_for_previous_grid();
+  if (!params.beside_previous) wait_for_previous_grid();
   DecodeBlock block;
   const bool has_rows = find_block(params, splits, kDecodeRows, block);
   clear_absent_rows<T, kDecodeThreads>(params.attention, splits, block, kDecodeRows);
-  if (!has_rows) return;
-  MmaDecode<T, kKeyDim, kValueDim, kPacks>(params, splits, tiles, block).run();
+  if (has_rows) MmaDecode<T, kKeyDim, kValueDim, kPacks>(params, splits, tiles, block).run();
+  wait_for_previous_grid();  // what waits for this grid counts on those before it
 }
 
 }  // namespace hymba::cuda
