@@ -256,10 +256,11 @@ __device__ __forceinline__ void join_row(const DecodeAttentionParams& params, co
       }
 #pragma unroll
       for (int ahead = 0; ahead < kAhead; ++ahead) {
-        if (begin + ahead >= used) break;
-        const C factor = exp2_of(maxima[ahead] - shift);
+        // No branch: behind one, loads would wait for the sums before it.
+        const bool there = begin + ahead < used;
+        const C factor = there ? exp2_of(maxima[ahead] - shift) : C(0);
 #pragma unroll
-        for (int k = 0; k < kPack; ++k) sums[ahead % kSums][k] += factor * values[ahead][k];
+        for (int k = 0; k < kPack; ++k) sums[ahead % kSums][k] += factor * (there ? values[ahead][k] : C(0));
       }
     }
     T* out = out_row<T>(p, block, i) + column;

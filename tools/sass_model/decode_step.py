@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tools.sass_model.kernels import workloads
-from tools.sass_model.machine import CARDS, Card
+from tools.sass_model.machine import CARDS
 from tools.sass_model.pair import CubinOf, Side, compiled, described
 from tools.sass_model.predict import KernelModel, predict
 
@@ -128,13 +128,20 @@ def role_of(side: Side, name: str, *, waits: bool = False) -> Role:
     return Role(name, side.launch.blocks, 1 / held, side.launch.device_bytes, path, waits=waits)
 
 
-def layer(cubin_of: CubinOf) -> tuple[list[Grid], Card]:
-    """The launches of a sliding layer that makes its own keys, one row, and the card they are for."""
+def layer(cubin_of: CubinOf, *, sliding: bool) -> list[Grid]:
+    """The launches of a layer that makes its own keys, one row behind 8192 + 128 tokens."""
 
     def role(op: str, what: str, name: str, *, waits: bool = False) -> Role:
         workload = next(workload for workload in workloads(op) if what in workload.what)
         return role_of(described(cubin_of, op, workload), name, waits=waits)
 
+    if sliding:
+        attention = [role("decode_attention", f"window 1024, {_BATCH}", "attention")]
+    else:
+        attention = [
+            role("decode_attention", f"global, {_BATCH}", "attention"),
+            role("decode_attention", "the blocks that join", "of it the blocks that join"),
+        ]
     step = f"{_BATCH} 1 token, bf16"
     return [
         Grid((role("norm_project", "in_proj", "norm, in_proj"),)),
@@ -145,7 +152,7 @@ def layer(cubin_of: CubinOf) -> tuple[list[Grid], Card]:
             ),
             starts_next_late=True,
         ),
-        Grid((role("decode_attention", f"window 1024, {_BATCH}", "attention"),), beside_previous=True),
+        Grid(tuple(attention), beside_previous=True),
         Grid((role("norm_project", "out_proj", "norm-average, out_proj"),)),
         Grid(
             (
@@ -153,7 +160,7 @@ def layer(cubin_of: CubinOf) -> tuple[list[Grid], Card]:
                 role("gated_mlp", "down", "down", waits=True),
             )
         ),
-    ], CARDS[90]
+    ]
 
 
 def table(grids: Sequence[Grid], step: Step, terms: Terms) -> list[str]:
@@ -182,9 +189,11 @@ def table(grids: Sequence[Grid], step: Step, terms: Terms) -> list[str]:
 
 
 def report(cubin_of: CubinOf) -> list[str]:
-    terms = Terms()
-    grids, card = layer(cubin_of)
-    return table(grids, simulate(grids, card.sms, terms), terms)
+    terms, lines = Terms(), []
+    for what, sliding in (("A sliding layer:", True), ("A global layer:", False)):
+        grids = layer(cubin_of, sliding=sliding)
+        lines += [what, "", *table(grids, simulate(grids, CARDS[90].sms, terms), terms), ""]
+    return lines[:-1]
 
 
 def main() -> None:
