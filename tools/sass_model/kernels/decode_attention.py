@@ -1,9 +1,9 @@
 """One token of a sliding or a global layer behind 8192: splits of the keys, which the last block of a row's joins.
 
 A tile has 128 keys, a quarter a warp; a split is one tile of a ring, two of pages
-(csrc/cuda/decode_attention_splits.cuh). One block in as
-many as a row has splits joins; where the launch is a single wave that block's way is how long it takes, so there all
-are described as joining, or five of them by themselves.
+(csrc/cuda/decode_attention_splits.cuh). One block in as many as a row has splits joins. Where a
+launch is one wave, that block's way is how long it takes: there all blocks join, or a KV head's last ones are by
+themselves.
 """
 
 import math
