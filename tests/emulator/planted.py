@@ -16,8 +16,7 @@ class NotThereOnce(ValueError):
 
 
 def build_planted(flavour: str, unit: str, changes: list[tuple[str, str, str]], folder: Path) -> Path:
-    """`folder` with the module, csrc/cuda/<unit>.cu compiled with changes of its files and headers: (file, old text, new
-    text)."""
+    """`folder` with the module, csrc/cuda/<unit>.cu compiled with changes of its files: (file, old text, new text)."""
     copies = folder / "cuda"
     copies.mkdir(parents=True)
     for path in {*CUDA.glob(f"{unit}*"), *(CUDA / file for file, _, _ in changes)}:
