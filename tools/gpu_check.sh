@@ -19,7 +19,7 @@ out=$(cd "$out" && pwd)
 failed=0
 
 # The test files of the ops that have CUDA kernels, and what belongs to none of them.
-cuda_tests=(tests/test_value_checks.py tests/test_attention_sm90.py)
+cuda_tests=(tests/test_value_checks.py tests/test_attention_sm90.py tests/test_decode_branches.py)
 for source in csrc/cuda/*.cu; do
   op=$(basename "$source" .cu)
   cuda_tests+=("tests/test_${op%_sm90}.py")
