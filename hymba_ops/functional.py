@@ -66,7 +66,8 @@ def attention(
         v: [B, S, Hkv, Dv]; Dv may differ from Dk. Head dims 1 to 256.
         window: keys visible before the query's own, >= 0; None for all.
         num_meta: the first num_meta positions of each sequence are visible to every later one.
-        scale: factor on q k^T; None for 1 / sqrt(Dk).
+        scale: factor on q k^T; None for 1 / sqrt(Dk). q k^T, with and without scale * log2(e), must be finite in
+            float32 (float64 for float64), else the results of a row that sees such a score are NaN or infinite.
         meta_k, meta_v: [M, Hkv, Dk] and [M, Hkv, Dv]: M prefix keys that stand before every sequence, given once.
             num_meta must then be 0.
         cu_seqlens: int32 [n + 1], for packed input with B = 1: sequence i has the rows cu_seqlens[i] to

@@ -11,7 +11,7 @@ import torch
 import python_reference as reference
 from hymba_ops import functional as F
 
-from attention_cases import check, make_inputs
+from attention_cases import LARGE_SCORES, check, make_inputs, with_large_scores
 from kernel_cases import (
     DEVICE,
     DTYPES,
@@ -271,9 +271,12 @@ def test_scale(ops, scale):
     check(ops, *make_inputs(70), dtype=torch.float32, window=20, num_meta=2, scale=scale)
 
 
-def test_large_scores(ops):
-    q, k, v = make_inputs(70)
-    check(ops, q * 1e4, k * 1e4, v, dtype=torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("largest", LARGE_SCORES)
+def test_large_scores(ops, largest, dtype):
+    q, k, v = with_large_scores(*make_inputs(150, dtype=dtype), largest)
+    check(ops, q, k, v, dtype=dtype, scale=1.0)
+    check(ops, q, k, v, dtype=dtype, scale=1.0, window=70, num_meta=3)
 
 
 def test_threads_do_not_change_bits():

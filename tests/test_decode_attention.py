@@ -9,6 +9,7 @@ import torch
 import python_reference as reference
 from hymba_ops import functional as F
 
+from attention_cases import LARGE_SCORES
 from kernel_cases import (
     DEVICE,
     DTYPES,
@@ -115,6 +116,21 @@ STORES = [pytest.param(None, id="ring"), pytest.param(16, id="pages16"), pytest.
 def test_matches_reference(ops, n, page, layout, dtype):
     inputs = make_inputs([0, 9, 150], n, page=page, layout=layout, dtype=dtype)
     check(ops, inputs, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("page", STORES[:2])
+@pytest.mark.parametrize("largest", LARGE_SCORES)
+def test_large_scores(ops, largest, page, dtype):
+    """In several splits of the keys, each of which has a maximum of its own."""
+    inputs = make_inputs([0, 9, 700], 2, window=600, page=page, dtype=dtype)
+    names = ("k", "k_cache", "meta_k")
+    most = max(inputs[name].nan_to_num().abs().sum(-1).max().item() for name in names)
+    size = (abs(largest) / (most * inputs["q"].abs().max().item())) ** 0.5  # no score is beyond `largest`
+    inputs["q"] = inputs["q"].abs() * size
+    for name in names:
+        inputs[name] = inputs[name].abs() * (size if largest > 0 else -size)
+    check(ops, inputs | {"inv_freq": None}, dtype=dtype, scale=1.0)
 
 
 @pytest.mark.parametrize("n", range(1, 17))

@@ -138,8 +138,7 @@ class MmaAttention {
         store(swizzled_chunk<kValueDim>(rows, row(r), n) + lane() % 4 * 2, narrow<T>(pair));
       }
       if (p_.lse != nullptr && lane() % 4 == 0 && row(r) < block_.rows)
-        static_cast<float*>(p_.lse)[block_.result(p_, row(r))] =
-            (softmax_shift(rows_.max_log2(r)) + log2_approx(sum)) * static_cast<float>(kLn2);
+        static_cast<float*>(p_.lse)[block_.result(p_, row(r))] = rows_.lse(r, sum);
     }
     __syncwarp();
     constexpr int kChunks = kValueDim / kChunk;

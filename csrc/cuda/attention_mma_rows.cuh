@@ -67,6 +67,11 @@ class MmaRows {
   // warp calls `sum`.
   __device__ __forceinline__ float sum(int r) const { return warp_sum<4>(sum_[r]); }
   __device__ __forceinline__ float max_log2(int r) const { return max_[r] * scale_; }
+  // Of a row with that sum. Not by way of log2 units, in which the largest scores are infinite.
+  __device__ __forceinline__ float lse(int r, float sum) const {
+    return fmaf(softmax_shift(max_[r]), scale_ * static_cast<float>(kLn2),
+                log2_approx(sum) * static_cast<float>(kLn2));
+  }
   __device__ __forceinline__ float out(int n, int i) const { return out_[n][i]; }
 
   // All that the rows carry, to be joined to another warp's of the same queries: out [16 Dv] and maxima [128]
@@ -83,17 +88,18 @@ class MmaRows {
     float factor[2], other_factor[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const float largest = fmaxf(max_[r], other[r]), shift = softmax_shift(largest) * scale_;
-      factor[r] = exp2_approx(fmaf(max_[r], scale_, -shift));
-      other_factor[r] = exp2_approx(fmaf(other[r], scale_, -shift));
-      max_[r] = largest;
+      const float above = max_[r] - other[r];  // NaN where both rows are empty
+      factor[r] = exp2_approx(fminf(above, 0.0f) * scale_);
+      other_factor[r] = exp2_approx(fminf(-above, 0.0f) * scale_);
+      max_[r] = fmaxf(max_[r], other[r]);
       sum_[r] = sum_[r] * factor[r] + other[2 + r] * other_factor[r];
     }
 #pragma unroll
     for (int n = 0; n < kValues; ++n) {
       const auto values = load<4>(out + (n * kWarpSize + lane()) * 4);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) out_[n][i] = out_[n][i] * factor[i / 2] + values[i] * other_factor[i / 2];
+      for (int i = 0; i < 4; ++i)
+        out_[n][i] = fmaf(values[i], other_factor[i / 2], out_[n][i] * factor[i / 2]);
     }
   }
 
@@ -147,7 +153,9 @@ class MmaRows {
       }
   }
 
-  // Scores become probabilities against the running maximum, which output and sums follow.
+  // Scores become probabilities against the running maximum, which output and sums follow. It is subtracted
+  // before the scale is applied: one multiply-add for both would subtract a rounded product from an exact
+  // one, and of scores far from zero that difference alone exceeds any exponent.
   __device__ __forceinline__ void soften(float (&scores)[kScores][4]) {
     float factor[2];
 #pragma unroll
@@ -157,15 +165,15 @@ class MmaRows {
       for (int n = 0; n < kScores; ++n)
         largest = fmaxf(largest, fmaxf(scores[n][2 * r], scores[n][2 * r + 1]));
       largest = warp_max<4>(largest);
-      const float shift = softmax_shift(largest) * scale_;
-      factor[r] = largest == max_[r] ? 1.0f : exp2_approx(fmaf(max_[r], scale_, -shift));
+      const float shift = softmax_shift(largest);
+      factor[r] = largest == max_[r] ? 1.0f : exp2_approx((max_[r] - largest) * scale_);
       max_[r] = largest;
       float sum = 0.0f;
 #pragma unroll
       for (int n = 0; n < kScores; ++n)
 #pragma unroll
         for (int i = 2 * r; i < 2 * r + 2; ++i) {
-          scores[n][i] = exp2_approx(fmaf(scores[n][i], scale_, -shift));
+          scores[n][i] = exp2_approx((scores[n][i] - shift) * scale_);
           sum += scores[n][i];
         }
       sum_[r] = sum_[r] * factor[r] + sum;
