@@ -123,7 +123,8 @@ const char* attention_sm90_refusal(const AttentionParams& p) {
   if (p.k_dim > 128 || p.v_dim > 128) return "sums of more than 128 columns do not fit the registers";
   if (p.k_dim % kChunk != 0 || p.v_dim % kChunk != 0) return "TMA takes rows of whole 16 bytes";
   if (group_of(p) > kMostHeadsOfGroup) return "an item's rows are whole groups of heads";
-  if (p.q_len == 0 || p.k_len == 0 || p.q_len > kMaxPosition) return "a tensor map has rows, and ints number them";
+  if (p.q_len == 0 || p.k_len == 0 || p.q_len > kMaxPosition)
+    return "a tensor map has rows, and ints number them";
   if (with_tile(p, [&](auto tile, auto, auto) { return item_slots(p, room_of<decltype(tile)>(p)); }) *
           p.kv_heads >
       kMostItems)
