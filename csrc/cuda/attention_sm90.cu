@@ -5,7 +5,7 @@
 
 #include "cuda/attention_sm90.h"
 #include "cuda/attention_sm90_plan.cuh"
-#include "cuda/device_traits.cuh"
+#include "cuda/device.cuh"
 
 namespace hymba::cuda {
 namespace {

@@ -27,6 +27,7 @@
 
 #include <cstdint>
 #include <type_traits>
+#include <vector>
 
 namespace hymba::cuda {
 
@@ -39,17 +40,41 @@ struct LaunchShape {
 
 constexpr size_t kSharedWithoutAsking = 48 * 1024;
 
+// What launches ask about the current device.
+struct DeviceTraits {
+  int capability;  // 90 for 9.0
+  int multiprocessors;
+  size_t shared_bytes;  // that a block may have
+};
+
+// A cudaError_t as int. Every device is asked once in a process.
+inline int current_device_traits(DeviceTraits& traits) {
 #ifdef __CUDACC__
-namespace detail {
-// Compute capability 9.0 on. False where the device cannot be asked: the launch then says why.
-inline bool device_can_overlap() {
-  int device = 0, major = 0;
-  return cudaGetDevice(&device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
-         major >= 9;
-}
-}  // namespace detail
+  static const std::vector<DeviceTraits> all = [] {
+    int count = 0;
+    if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
+    std::vector<DeviceTraits> found(static_cast<size_t>(count));
+    for (int device = 0; device < count; ++device) {
+      int major = 0, minor = 0;
+      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+      cudaDeviceGetAttribute(&found[device].multiprocessors, cudaDevAttrMultiProcessorCount, device);
+      found[device].capability = 10 * major + minor;
+      int shared_bytes = 0;
+      cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+      found[device].shared_bytes = static_cast<size_t>(shared_bytes);
+    }
+    return found;
+  }();
+  int device = 0;
+  if (const cudaError_t error = cudaGetDevice(&device)) return error;
+  if (device >= static_cast<int>(all.size())) return cudaErrorInvalidDevice;
+  traits = all[device];
+#else
+  traits = {emulator::options.capability, emulator::kMultiprocessors, emulator::kMaxSharedBytes};
 #endif
+  return cudaSuccess;
+}
 
 template <class... Parameters>
 int launch_kernel(void (*kernel)(Parameters...), const LaunchShape& shape, [[maybe_unused]] void* stream,
@@ -69,7 +94,11 @@ int launch_kernel(void (*kernel)(Parameters...), const LaunchShape& shape, [[may
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream);
   config.attrs = &overlap;
-  config.numAttrs = shape.overlaps && detail::device_can_overlap() ? 1 : 0;
+  if (shape.overlaps) {
+    DeviceTraits device;
+    if (const int error = current_device_traits(device)) return error;
+    config.numAttrs = device.capability >= 90 ? 1 : 0;
+  }
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 #else
   emulator::run_kernel(kernel, shape.grid, shape.block, shape.shared_bytes, shape.overlaps, arguments...);

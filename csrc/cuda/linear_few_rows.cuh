@@ -11,7 +11,7 @@
 // the weights, not from other rows.
 #pragma once
 #include "cuda/activations.cuh"
-#include "cuda/device_traits.cuh"
+#include "cuda/device.cuh"
 #include "cuda/packs.cuh"
 #include "cuda/primitives/grid.cuh"
 #include "cuda/primitives/memory.cuh"

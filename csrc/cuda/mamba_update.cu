@@ -13,7 +13,7 @@
 // A row's bits do not follow from the other rows: mma's tokens are apart, slices are those of the channels.
 #include "ops/mamba_update.h"
 
-#include "cuda/device_traits.cuh"
+#include "cuda/device.cuh"
 #include "cuda/mamba_channels.cuh"
 #include "cuda/mamba_slices.cuh"
 

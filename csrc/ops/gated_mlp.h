@@ -1,4 +1,4 @@
-// gated_mlp: out = (silu(x gate_weight^T) * (x up_weight^T)) down_weight^T + residual, of x = rms_norm(x).
+// gated_mlp: out = (silu(x gate_weight^T) * (x weight^T)) down_weight^T + residual, of x = rms_norm(x).
 // As one kernel where there are few rows, else rms_norm, gated_linear and linear.
 #pragma once
 #include "ops/norm_project.h"

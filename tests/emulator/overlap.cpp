@@ -3,7 +3,7 @@
 // knows the end of the previous grid: by its own wait_for_previous_grid(), or by synchronisation with a
 // thread that has waited. The end of a grid that has not waited itself says nothing of those before it. Only
 // the `races` build sees all accesses. What the host has put into buffers counts as written by a kernel just
-// before, unless it is said to be constant.
+// before.
 #include <algorithm>
 
 #include "engine.h"
@@ -15,7 +15,6 @@ struct Buffer {
   const char* begin;
   size_t bytes;
   uint32_t generation;  // when the host made it
-  bool constant;
 };
 std::vector<Buffer> buffers;
 
@@ -84,7 +83,7 @@ void check_overlap(const void* p, Access access, bool knows_previous, bool used)
   const Buffer* buffer = find_buffer(p);
   if (buffer == nullptr) return;
   const bool reads = access == Access::read || access == Access::constant_read;
-  if (!used && (buffer->constant || !may_be_under_way(buffer->generation, knows_previous))) return;
+  if (!used && !may_be_under_way(buffer->generation, knows_previous)) return;
   if (knows_previous)
     fail(
         "%s global memory at %p, which a grid may %s that was under way beside the previous one, which has "
@@ -100,11 +99,7 @@ void check_overlap(const void* p, Access access, bool knows_previous, bool used)
 }
 
 void add_buffer(const void* begin, size_t bytes) {
-  buffers.push_back({static_cast<const char*>(begin), bytes, new_generation(), false});
-}
-
-void set_constant(const void* begin) {
-  if (Buffer* buffer = find_buffer(begin)) buffer->constant = true;
+  buffers.push_back({static_cast<const char*>(begin), bytes, new_generation()});
 }
 
 void remove_buffer(const void* begin) {

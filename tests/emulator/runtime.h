@@ -110,9 +110,8 @@ void async_wait(int pending);
 // ---- global memory ----
 
 // What the host allocates and fills. A kernel whose launch overlaps must take it for written by the kernel
-// before (overlap.cpp), unless it is constant: weights.
+// before (overlap.cpp).
 void add_buffer(const void* begin, size_t bytes);
-void set_constant(const void* p);
 void remove_buffer(const void* begin);
 
 // Reports conflicting accesses to these bytes, of two blocks or of unsynchronised threads, within a launch.

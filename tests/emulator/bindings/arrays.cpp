@@ -79,10 +79,6 @@ void* data_or_null(const OptionalArray& array) {
   return array ? array->data() : nullptr;
 }
 
-void set_constant(const OptionalArray& array) {
-  if (array) set_constant(array->data());
-}
-
 RowView row_view(const Array& array) {
   RowView view{array.data(), {1, 1, 1}, {0, 0, 0}};
   const int64_t leading = array.ndim() - 1;

@@ -48,9 +48,6 @@ DType dtype_of(const Array& array);
 bool is_f32(const OptionalArray& array);
 void* data_or_null(const OptionalArray& array);
 
-// Weights: no kernel writes them, so that a launch that overlaps may read them at once.
-void set_constant(const OptionalArray& array);
-
 RowView row_view(const Array& array);                // 1 to 4 dimensions, the last one is the row
 TokensView tokens_view(const OptionalArray& array);  // [B, T, C]; null data for none
 TokensView step_view(const Array& array);            // [B, C] or [B, n, C]
