@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
 from hymba_ops.pieces import PIECE_TOKENS, Piece, cut, may_cut
-from hymba_ops.streams import outlives_call, side_by_side
+from hymba_ops.streams import side_by_side
 
 if TYPE_CHECKING:
     from hymba_ops.modules import HybridMixer
@@ -61,26 +62,36 @@ class MixerCall:
 
     def mix(self, piece: Piece, normed: Tensor, residual: Tensor | None = None) -> Tensor:
         """A piece's normalised hidden states to the mixer's output for it, plus `residual`."""
-        # in_proj's output is held until the branches have joined, as hymba_ops/streams.py asks for.
         q, k, v, x, z = self.mixer.in_proj(normed).split(self.mixer.in_proj_sizes(), dim=-1)
-        # The SSM branch is the longer chain of kernels, so it is launched first.
-        (ssm, self.state), attn = side_by_side(
-            normed.device, lambda: self._ssm(piece, x, z), lambda: self._attention(piece, q, k, v)
-        )
+        (ssm, self.state), attn = side_by_side(normed.device, self._scan(piece, x, z), self._attention(piece, q, k, v))
         if piece.ends:
-            outlives_call(*self.state)
             self.final_states.append(self.state)
         return self.mixer.join(attn, ssm, residual)
 
-    def _ssm(self, piece: Piece, x: Tensor, z: Tensor) -> tuple[Tensor, MixerState]:
-        state = self.state if piece.continues else self.initial_state
-        if state is not None and not piece.continues:
-            state = (state[0][piece.states], state[1][piece.states])
+    def _scan(self, piece: Piece, x: Tensor, z: Tensor) -> Callable[[], tuple[Tensor, MixerState]]:
+        """The SSM branch's output and state, computed up to the scan."""
+        mixer = self.mixer
+        conv_state: Tensor | None = None
+        ssm_state: Tensor | None = None
+        if piece.continues:
+            assert self.state is not None
+            conv_state, ssm_state = self.state
+        elif self.initial_state is not None:
+            conv_state, ssm_state = (state[piece.states] for state in self.initial_state)
         if self.decay_rates is None:
-            self.decay_rates = self.mixer.decay_rates()
-        return self.mixer.ssm_branch(x, z, self.decay_rates, piece.cu_seqlens, state)
+            self.decay_rates = mixer.decay_rates()
+        u, conv_state = mixer.convolve(x, piece.cu_seqlens, conv_state)
+        dt, B, C = mixer.scan_inputs(u)
+        operands = u, dt, self.decay_rates, B, C, z, piece.cu_seqlens, ssm_state
 
-    def _attention(self, piece: Piece, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def scan() -> tuple[Tensor, MixerState]:
+            y, ssm_state = mixer.scan(*operands)
+            return y, (conv_state, ssm_state)
+
+        return scan
+
+    def _attention(self, piece: Piece, q: Tensor, k: Tensor, v: Tensor) -> Callable[[], Tensor]:
+        """The attention branch's output, computed up to queries and keys after RoPE."""
         mixer = self.mixer
         positions = self.positions[..., piece.tokens]
         if positions.dim() == 2:
@@ -92,7 +103,7 @@ class MixerCall:
         assert self.kv is not None  # the check refuses a layer that borrows and gets none
         end = None if piece.tokens.stop is None else self.earlier + piece.tokens.stop
         keys, values = (t[piece.rows, piece.keys_from : end] for t in self.kv)
-        return mixer.attention_branch(q, keys, values, piece.cu_seqlens)
+        return partial(mixer.attend, q, keys, values, piece.cu_seqlens)
 
     def _append(self, piece: Piece, k: Tensor, v: Tensor) -> None:
         """Puts a piece's keys and values behind the earlier ones."""

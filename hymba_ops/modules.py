@@ -143,7 +143,7 @@ class HybridMixer(nn.Module):
         call = MixerCall(self, hidden, positions, cu_seqlens, kv, initial_state)
         return call.over_pieces(hidden, call.mix), *call.results()
 
-    def attention_branch(self, q: Tensor, keys: Tensor, values: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, cu_seqlens: Tensor | None) -> Tensor:
         """q [B, T, heads, head_dim] after RoPE on keys and values [B, S, KV heads, dim], to [B, T, inner_size]."""
         out = functional.attention(
             q,
@@ -173,42 +173,17 @@ class HybridMixer(nn.Module):
         a_log = self.A_log[0]
         return -torch.exp(a_log if a_log.dtype == torch.float64 else a_log.float())
 
-    def ssm_branch(
-        self,
-        x: Tensor,
-        z: Tensor,
-        A: Tensor,
-        cu_seqlens: Tensor | None,
-        initial_state: MixerState | None,
-    ) -> tuple[Tensor, MixerState]:
-        """Slices x and gate z of in_proj's output [B, T, inner_size] to the gated scan's output and final states.
-
-        A: `decay_rates()`, which several calls share while the parameters stay as they are.
-        """
-        conv_state, ssm_state = (None, None) if initial_state is None else initial_state
-        u, conv_state = functional.causal_conv1d(
+    def convolve(self, x: Tensor, cu_seqlens: Tensor | None, initial_state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Slice x of in_proj's output [B, T, inner_size] to the scan's input u, and the final state."""
+        u, state = functional.causal_conv1d(
             x,
             self.conv1d.weight[:, 0],
             self.conv1d.bias,
-            initial_state=conv_state,
+            initial_state=initial_state,
             return_final_state=True,
             cu_seqlens=cu_seqlens,
         )
-        dt, B, C = self.scan_inputs(u)
-        y, ssm_state = functional.selective_scan(
-            u,
-            dt,
-            A,
-            B,
-            C,
-            self.D[0],
-            z,
-            dt_bias=cast(nn.Linear, self.dt_proj[0]).bias,
-            initial_state=ssm_state,
-            return_final_state=True,
-            cu_seqlens=cu_seqlens,
-        )
-        return y, (conv_state, ssm_state)
+        return u, state
 
     def scan_inputs(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The convolution's output u [B, T, inner_size] to dt [B, T, inner_size] before bias and softplus, B and C."""
@@ -218,6 +193,37 @@ class HybridMixer(nn.Module):
         if config.mamba_inner_layernorms:
             dt, B, C = self.dt_layernorm(dt), self.B_layernorm(B), self.C_layernorm(C)
         return project(dt, cast(nn.Linear, self.dt_proj[0]).weight), B, C
+
+    def scan(
+        self,
+        u: Tensor,
+        dt: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        z: Tensor,
+        cu_seqlens: Tensor | None,
+        initial_state: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """`convolve`'s u, what `scan_inputs` makes of it, and the gate z [B, T, inner_size] to the gated output and the
+        final state.
+
+        A: `decay_rates()`, which several calls share while the parameters stay as they are.
+        """
+        y, state = functional.selective_scan(
+            u,
+            dt,
+            A,
+            B,
+            C,
+            self.D[0],
+            z,
+            dt_bias=cast(nn.Linear, self.dt_proj[0]).bias,
+            initial_state=initial_state,
+            return_final_state=True,
+            cu_seqlens=cu_seqlens,
+        )
+        return y, state
 
     def join(self, attn: Tensor, ssm: Tensor, residual: Tensor | None = None) -> Tensor:
         """The branches' outputs [B, T, inner_size] to the mixer's [B, T, hidden_size], plus `residual`."""

@@ -1,4 +1,4 @@
-"""Two branches of one computation side by side: on a GPU the first on a stream of its own.
+"""Two kernels of one computation side by side: on a GPU the second on a stream of its own.
 
 Fork and join are events between streams: the host never waits, and in a CUDA graph they become edges. Memory needs no
 more than these edges, because torch's allocator gives a freed block again only to the stream that it was made on:
@@ -7,8 +7,8 @@ more than these edges, because torch's allocator gives a freed block again only 
   the current stream behind the side stream's work. The caller of `side_by_side` holds it meanwhile.
 - What the side stream made and the current stream reads goes back to the side stream, whose next work comes behind the
   next fork, which waits for all that the current stream has been given until then. This takes a side stream that no
-  other stream forks to and no other thread uses: so there is one for each current stream in each thread.
-- What outlives the call may be freed while another thread has work under way on the side stream: `outlives_call`.
+  other stream forks to and no other thread uses: so there is one for each current stream in each thread. Nor may
+  another thread get it: what the side stream made does not outlive the call.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 _First = TypeVar("_First")
 _Second = TypeVar("_Second")
 
-# Lower is more urgent: blocks of the side stream's kernels go first wherever an SM has room (docs/cuda_layer.md).
+# Lower is more urgent: its blocks go first wherever an SM has room (docs/cuda_layer.md).
 _PRIORITY = -1
 
 
@@ -38,33 +37,30 @@ _sides = _Sides()
 
 
 def side_by_side(
-    device: torch.device, beside: Callable[[], _First], here: Callable[[], _Second]
+    device: torch.device, here: Callable[[], _First], beside: Callable[[], _Second]
 ) -> tuple[_First, _Second]:
-    """beside() and here(), which must not need each other's results.
+    """here() and beside(), which must not need each other's results.
 
-    On a GPU `beside` runs on the side stream of `device`'s current stream, between a fork and a join; the join comes
-    also when either raises. Elsewhere, while torch.compile traces (it would have to model streams) and where gradients
-    may be recorded (backward would read saved tensors on the side stream that the current one frees) it runs in place.
+    On a GPU `beside` runs on the side stream of `device`'s current stream, between a fork in front of `here` and a join
+    behind it; the join comes also when either raises. Elsewhere, while torch.compile traces (it would have to model
+    streams) and where gradients may be recorded (backward would read saved tensors on the side stream that the current
+    one frees) both run in place.
     """
     if not _may_fork(device):
-        return beside(), here()
+        first = here()
+        del here
+        return first, beside()
     current = torch.cuda.current_stream(device)
     side = _side_of(current)
     side.wait_stream(current)
     try:
+        first = here()
+        del here  # and the tensors that only it needed
         with torch.cuda.stream(side):
-            first = beside()
-        second = here()
+            second = beside()
     finally:
         current.wait_stream(side)
     return first, second
-
-
-def outlives_call(*tensors: Tensor) -> None:
-    """For results of `beside` that a caller keeps: their memory waits for the current stream when they are freed."""
-    for tensor in tensors:
-        if _may_fork(tensor.device):
-            tensor.record_stream(torch.cuda.current_stream(tensor.device))
 
 
 def _may_fork(device: torch.device) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -108,6 +109,27 @@ def nan_in_empty_tensors():
     yield
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
     settings.fill_uninitialized_memory = before[2]
+
+
+@pytest.fixture(autouse=True)
+def gpu_still_works(request):
+    """A kernel that faults leaves its process without a GPU: the process ends with the test that it happened in, and
+    pytest-xdist gives the rest to a new one."""
+    yield
+    if DEVICE == "cuda":
+        stop_if_broken(request.node.nodeid, os.environ.get("PYTEST_XDIST_WORKER"))
+
+
+def stop_if_broken(test: str, worker: str | None) -> None:
+    """worker: of pytest-xdist; None where all tests run in this process."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        complaint = f"{test} left the GPU unusable for this process: {error}"
+        if worker is None:
+            pytest.exit(complaint, returncode=3)
+        print(complaint, file=sys.__stderr__, flush=True)
+        os._exit(3)
 
 
 @pytest.fixture

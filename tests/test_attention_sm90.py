@@ -1,7 +1,7 @@
 """attention's kernel for Hopper: sizes around its own tiles, and which calls it takes.
 
-Items are 192 rows (query, head of the group); tiles have 64 keys, 128 where both head dims are at most 64. The rest is
-test_attention.py's, whose 16-bit tests run on this kernel too.
+Items are 128 rows (query, head of the group) at head dims of 64 and 128, else 192; tiles have 64 keys, 128 where both
+head dims are at most 64. The rest is test_attention.py's, whose 16-bit tests run on this kernel too.
 """
 
 from __future__ import annotations
@@ -35,10 +35,12 @@ def test_head_dims(ops, layout, dims, dtype):
     check(ops, *inputs, dtype=dtype, window=70, num_meta=20)
 
 
-@pytest.mark.parametrize("group", range(1, 9))
+@pytest.mark.parametrize(
+    "dims,rows,group", [*(((64, 128), 128, group) for group in range(1, 9)), ((64, 64), 192, 5), ((128, 128), 192, 7)]
+)
 @pytest.mark.parametrize("more", [-1, 0, 1])
-def test_groups_and_lengths_around_items(ops, group, more):
-    inputs = make_inputs(192 // group + more, heads=(2 * group, 2), dims=(64, 128), dtype=BF16)
+def test_groups_and_lengths_around_items(ops, dims, rows, group, more):
+    inputs = make_inputs(rows // group + more, heads=(2 * group, 2), dims=dims, dtype=BF16)
     check(ops, *inputs, dtype=BF16, window=25, num_meta=3)
 
 
@@ -127,7 +129,7 @@ def test_lists_of_items(ops, lengths):
 def test_lists_begin_with_the_longest_items(ops, window):
     if not hasattr(ops, "attention_sm90_items"):
         pytest.skip("the public functions show no items")
-    lengths, room, tile = (2, 900, *(0,) * 300, 1, 38, 39, 400), 38, 64
+    lengths, room, tile = (2, 900, *(0,) * 300, 1, 25, 26, 400), 25, 64
     inputs = make_inputs(sum(lengths), dims=(64, 128), dtype=BF16)
     items = ops.attention_sm90_items(*inputs, window=window, cu_seqlens=cu_seqlens(*lengths))
     starts = cu_seqlens(*lengths).tolist()

@@ -145,7 +145,7 @@ def test_what_a_layer_of_the_large_model_allocates(monkeypatch):
     small = 4 * tokens + 2 * 3 * channels + 4 * states * channels  # positions, final states
     decay_rates = 4 * states * channels  # float32, exp, minus: one after the other
     assert allocations.total == 2 * tokens * sum([normed, in_proj, *ssm, *attention, *rest]) + small + 3 * decay_rates
-    scan = [channels, channels, 2 * states, channels]  # u, dt, B and C, y
+    scan = [channels, channels, 2 * states, channels, 1600, 320]  # u, dt, B and C, y; attention's q and k
     assert allocations.peak == 2 * tokens * (normed + in_proj + sum(scan)) + small + decay_rates
 
 

@@ -119,6 +119,7 @@ FAULTS = {
     "product_of_two_tiles": [(ALL, "name different tiles")],
     "product_that_a_warp_skips": [(ALL, "deadlock.*wait in wgmma")],
     "more_registers_than_there_are": [(ALL, "deadlock.*wait in setmaxnreg.inc")],
+    "registers_counted_from_two_numbers": [(ALL, "setmaxnreg.*where the block began with")],
     "copy_to_global_memory": [(ALL, "cp.async: the destination 0x.* is not in shared memory")],
 }
 

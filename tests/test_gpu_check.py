@@ -1,4 +1,4 @@
-"""tools/gpu_check.sh on a machine of stand-ins: an interpreter that does as told, in a copy of the clone."""
+"""tools/gpu_check.sh and gpu_measure.sh on a machine of stand-ins: an interpreter that does as told, in a copy of the clone."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-BENCH = ["bench_ops", "bench_layer"]
 SANITIZERS = ["memcheck", "racecheck", "synccheck"]
-PEERS = ["bench_peers", "bench_published"]
+LAYERS = [f"layer_b{batch}_{tokens}" for batch, tokens in ((8, 8192), (1, 2048), (1, 32768), (8, 2048), (8, 32768))]
+MEASURED = ["machine", "kernels", "decode", "layer_b1_8192", "peers", *LAYERS, "ops", "compiled"]
 
 # Writes down its arguments. pip "installs" an empty shared object; then FAKE_<word> says how a call with that word ends.
 PYTHON = """#!/bin/bash
@@ -22,8 +22,8 @@ echo "$HYMBA_OPS_TEST_DEVICE: $*" >> "$CALLS"
 [[ "$*" == *find_tool* ]] && { [ -n "$FAKE_sanitizer" ] && echo "$FAKE_sanitizer"; exit $?; }
 target=$(echo "$*" | sed -n 's/.*--target \\([^ ]*\\).*/\\1/p')
 [ -z "$target" ] || { mkdir -p "$target/hymba_ops"; echo fresh > "$target/hymba_ops/_C.abi3.so"; }
-for word in available junitxml capture_primitives sweep layer_throughput; do
-  how=FAKE_$word
+for word in available xdist tests.xml capture_primitives machine_times kernel_times decode_throughput sweep; do
+  how=FAKE_${word/./_}
   [[ "$*" == *$word* ]] && [ -n "${!how}" ] && eval "${!how}"
 done
 echo "all is well"
@@ -33,23 +33,24 @@ SANITIZER = '#!/bin/bash\necho "sanitizer: $*" >> "$CALLS"; echo "ERROR SUMMARY:
 
 @pytest.fixture
 def machine(tmp_path):
-    """run(**environment) -> exit status, {step: (status, detail)}, calls of the interpreter and the sanitizer."""
+    """run(script, **environment) -> exit status, {step: (status, detail)}, calls of the interpreter and the sanitizer."""
     for folder in ("tools", "csrc/cuda", "hymba_ops", "bin"):
         (tmp_path / folder).mkdir(parents=True)
-    shutil.copy2(ROOT / "tools/gpu_check.sh", tmp_path / "tools")
+    for script in ("gpu_check.sh", "gpu_measure.sh", "gpu_steps.sh"):
+        shutil.copy2(ROOT / "tools" / script, tmp_path / "tools")
     for name in ("rotary.cu", "scan.cu", "scan_sm90.cu", "rows.cuh"):
         (tmp_path / "csrc/cuda" / name).touch()
     tools = {
         "python": PYTHON,
         "sanitizer": SANITIZER,
         "nvcc": "#!/bin/bash\n",
-        "nvidia-smi": "#!/bin/bash\necho a GPU\n",
+        "nvidia-smi": "#!/bin/bash\necho NVIDIA H100 80GB HBM3, 580.1, 1980 MHz, 700 W\n",
     }
     for name, text in tools.items():
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
 
-    def run(**environment):
+    def run(script="gpu_check.sh", **environment):
         calls = tmp_path / "calls"
         calls.unlink(missing_ok=True)
         defaults = {
@@ -57,7 +58,7 @@ def machine(tmp_path):
             "WHEEL": "hymba_ops.whl", "FAKE_sanitizer": f"{tmp_path}/bin/sanitizer",
         }  # fmt: skip
         done = subprocess.run(
-            [tmp_path / "tools/gpu_check.sh", tmp_path / "out"],
+            [tmp_path / "tools" / script, tmp_path / "out"],
             env=defaults | environment, cwd="/", capture_output=True, text=True,
         )  # fmt: skip
         steps = [json.loads(line) for line in (tmp_path / "out/steps.jsonl").read_text().splitlines()]
@@ -70,22 +71,38 @@ def machine(tmp_path):
     return run
 
 
-def test_every_step_passes(machine):
+def test_every_test_passes(machine):
     status, steps, calls = machine()
     assert status == 0
-    assert list(steps) == ["install", "load", "tests", "layer", "primitives", *BENCH, *SANITIZERS, *PEERS]
+    assert list(steps) == ["install", "load", "primitives", "tests", "layer", *SANITIZERS]
     assert {outcome for outcome, _ in steps.values()} == {"passed"}
     assert steps["tests"] == ("passed", "all is well") and steps["racecheck"] == ("passed", "ERROR SUMMARY: 0 errors")
     assert (machine.folder / "hymba_ops/_C.abi3.so").read_text() == "fresh\n"
-    assert (machine.folder / "out/gpu.txt").read_text() == "a GPU\n"
+    assert (machine.folder / "out/gpu.txt").read_text() == "NVIDIA H100 80GB HBM3, 580.1, 1980 MHz, 700 W\n"
     files = " tests/test_rotary.py tests/test_scan.py tests/test_value_checks.py"
-    (tests,) = (call for call in calls if "junitxml" in call)
+    (tests,) = (call for call in calls if "tests.xml" in call)
     assert tests.startswith("cuda: ") and tests.endswith(files) and "test_rows" not in tests
     (layer,) = (call for call in calls if call.endswith("tests/test_cuda_layer.py tests/test_decoding.py"))
     assert layer.startswith("cuda: ")
+    assert " -n 8 " in tests and " -n 8 " in layer
     sanitized = [call for call in calls if call.startswith("sanitizer: ")]
     assert [call.split()[2] for call in sanitized] == SANITIZERS
-    assert all(call.endswith(files) for call in sanitized)
+    assert all(call.endswith(files) and " -n 8 " not in call for call in sanitized)
+
+
+def test_one_process_where_the_plugins_are_missing(machine):
+    status, steps, calls = machine(FAKE_xdist="exit 1")
+    assert status == 0 and steps["tests"][0] == "passed"
+    assert not [call for call in calls if " -n 8 " in call]
+
+
+def test_everything_is_measured(machine):
+    status, steps, calls = machine("gpu_measure.sh")
+    assert status == 0
+    assert list(steps) == ["install", *MEASURED]
+    assert {outcome for outcome, _ in steps.values()} == {"passed"}
+    written = [word for call in calls for word in call.split() if word.endswith(".json")]
+    assert written == [f"{machine.folder}/out/h100_{name}.json" for name in MEASURED]
 
 
 def test_every_cuda_source_has_its_tests():
@@ -99,45 +116,48 @@ def test_without_a_wheel_the_clone_is_built(machine):
 
 
 def test_a_failed_step_is_named_and_the_rest_goes_on(machine):
-    status, steps, _ = machine(FAKE_junitxml=r"""printf '3 failed, "quoted" \\ and\ttab\n'; exit 1""")
+    status, steps, _ = machine(FAKE_tests_xml=r"""printf '3 failed, "quoted" \\ and\ttab\n'; exit 1""")
     assert status == 1
     assert steps["tests"] == ("failed", "status 1, tests.log: 3 failed, quoted  and tab")
     assert {outcome for step, (outcome, _) in steps.items() if step != "tests"} == {"passed"}
 
 
 @pytest.mark.parametrize("word,step", [
-        ("sweep", "bench_ops"), ("layer_throughput", "bench_layer"), ("sweep", "bench_peers"),
-        ("layer_throughput", "bench_published"),
+        ("machine_times", "machine"), ("kernel_times", "kernels"), ("decode_throughput", "decode"), ("sweep", "ops"),
     ],
 )  # fmt: skip
-def test_a_benchmark_says_that_it_cannot_run(machine, word, step):
-    status, steps, _ = machine(**{f"FAKE_{word}": "echo no kernel yet; exit 2"})
+def test_a_measurement_says_that_it_cannot_run(machine, word, step):
+    status, steps, _ = machine("gpu_measure.sh", **{f"FAKE_{word}": "echo no kernel yet; exit 2"})
     assert status == 0
     assert steps[step] == ("could not run", "no kernel yet")
-    status, steps, _ = machine(**{f"FAKE_{word}": "exit 1"})
+    status, steps, _ = machine("gpu_measure.sh", **{f"FAKE_{word}": "exit 1"})
     assert status == 1 and steps[step][0] == "failed"
 
 
 def test_benchmarks_are_asked_for_what_they_know(machine, monkeypatch):
     """Their own command lines take what the script passes."""
-    from bench import layer_throughput, sweep
+    from bench import decode_throughput, kernel_times, layer_throughput, sweep
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    _, _, calls = machine()
+    programs = {
+        "bench/sweep.py": sweep, "bench/layer_throughput.py": layer_throughput,
+        "bench/decode_throughput.py": decode_throughput, "bench/kernel_times.py": kernel_times,
+    }  # fmt: skip
+    _, _, calls = machine("gpu_measure.sh")
     asked = [call.split()[1:] for call in calls if "bench/" in call]
-    assert len(asked) == 4
+    assert {program for program, *_ in asked} == set(programs) and len(asked) == len(MEASURED) - 1
     for program, *arguments in asked:
-        parse = {"bench/sweep.py": sweep, "bench/layer_throughput.py": layer_throughput}[program].parse_arguments
-        assert parse(arguments).device.type == "cuda"
+        assert programs[program].parse_arguments(arguments) is not None
 
 
 def test_status_2_of_another_step_is_a_failure(machine):
-    status, steps, _ = machine(FAKE_junitxml="exit 2")
+    status, steps, _ = machine(FAKE_tests_xml="exit 2")
     assert status == 1 and steps["tests"][0] == "failed"
 
 
-def test_no_gpu(machine):
-    status, steps, _ = machine(FAKE_available="exit 1")
+@pytest.mark.parametrize("script", ["gpu_check.sh", "gpu_measure.sh"])
+def test_no_gpu(machine, script):
+    status, steps, _ = machine(script, FAKE_available="exit 1")
     assert status == 1 and list(steps) == ["gpu"] and steps["gpu"][0] == "could not run"
 
 
@@ -149,10 +169,37 @@ def test_no_sanitizer(machine):
 def test_a_step_is_stopped_and_what_has_no_time_left_is_named(machine):
     status, steps, _ = machine(FAKE_capture_primitives="echo at it; sleep 60", SECONDS_ALLOWED="3")
     assert status == 1
-    assert steps["tests"][0] == "passed"
+    assert steps["load"][0] == "passed"
     outcome, detail = steps["primitives"]
     assert outcome == "failed" and detail.startswith("status 124, primitives.log: stopped after ")
-    assert {steps[step] for step in (*BENCH, *SANITIZERS, *PEERS)} == {("could not run", "the 3 s are used up")}
+    assert {steps[step] for step in ("tests", "layer", *SANITIZERS)} == {("could not run", "the 3 s are used up")}
+
+
+BROKEN = """
+import sys
+sys.path.insert(0, {tests!r})
+import conftest, torch
+
+
+def fault():
+    raise RuntimeError("an illegal memory access")
+
+
+torch.cuda.synchronize = fault
+conftest.stop_if_broken("test_of_a_kernel", {worker!r})
+"""
+
+
+def test_a_process_without_a_gpu_ends_with_the_test_that_broke_it():
+    """In a process of pytest-xdist at once, so that it is given a new one; else the run ends."""
+    code = BROKEN.format(tests=str(ROOT / "tests"), worker="gw0")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 3 and done.stderr == (
+        "test_of_a_kernel left the GPU unusable for this process: an illegal memory access\n"
+    )
+    code = BROKEN.format(tests=str(ROOT / "tests"), worker=None)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "Exit: test_of_a_kernel left the GPU unusable" in done.stderr
 
 
 def test_at_most_so_many_tests_of_each_file():

@@ -68,7 +68,7 @@ FAULTS = {
     "the producer does not wait for Q's place": fault(PRODUCER, "        mbarrier_wait(shared_.q_empty, q_parity);\n", ""),
     "fewer bytes announced than come": fault(PRODUCER, "expect(full, kParts * ", "expect(full, "),
     "the ring's parity never turns": fault(TILE, "      parity ^= 1;\n", ""),
-    "more registers than there are": fault(TILE, "kConsumerRegisters = 160", "kConsumerRegisters = 168", report="setmaxnreg"),
+    "more registers than there are": fault(KERNEL, "Tile::kConsumerRegisters>()", "Tile::kConsumerRegisters + 8>()", report="setmaxnreg"),
     "a wait under a warp's condition": fault(
         KERNEL, WAIT_ALL, "      if (moved) rows_.wait_all();\n" + WAIT_ALL, report="divergent warpgroup", in_ci=True
     ),

@@ -11,7 +11,7 @@ from test_sass_model import H100, instruction, model
 from tools.sass_model.bounds import tally
 from tools.sass_model.kernels import Plan, Tile, blocks_with, enters, most
 from tools.sass_model.kernels.attention import WORKLOADS as ATTENTION
-from tools.sass_model.kernels.selective_scan import WORKLOADS as SCAN
+from tools.sass_model.kernels.selective_scan_sm90 import WORKLOADS as SCAN
 from tools.sass_model.machine import Assumptions
 from tools.sass_model.predict import KernelModel, Launch
 from tools.sass_model.tile import CLASSES, ISSUED, TileCounts, count

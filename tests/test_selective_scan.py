@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import python_reference as reference
 from hymba_ops import functional as F
 
+from emulator.client import MODES
 from emulator.ops import EmulatedOps
 from kernel_cases import (
     DTYPES,
@@ -218,6 +221,7 @@ def test_growing_states_overflow_as_in_the_reference(ops, dtype, C):
 # ---- CUDA: 16-bit types, 16 states, whole packs (csrc/cuda/selective_scan_tiled.cuh): 32 tokens by 32 channels ----
 
 
+@pytest.mark.sm90
 @pytest.mark.parametrize("dtype", DTYPES[1:3])
 @pytest.mark.parametrize("T", [1, 7, 8, 9, 31, 32, 33, 64, 65, 97, 129], ids=lambda t: f"T{t}")
 def test_lengths_around_tiles(ops, T, dtype):
@@ -240,6 +244,16 @@ def test_optional_parts_of_tiles(ops, missing, softplus):
     for name in ("D", "z", "dt_bias") if missing == "all" else (missing,):
         inputs[name] = None
     check(ops, inputs, dtype=torch.bfloat16, dt_softplus=softplus)
+
+
+def test_hopper_s_tiles_give_the_same_bits(emulator_mode):
+    """csrc/cuda/selective_scan_sm90.cu divides registers in another way, and nothing else."""
+    inputs = make_inputs(150, C=72, dtype=torch.bfloat16)
+    options = {"cu_seqlens": cu_seqlens(70, 0, 80), "return_final_state": True}
+    mode = MODES[emulator_mode]
+    results = [run(EmulatedOps(m).selective_scan, inputs, **options) for m in (mode, replace(mode, capability=90))]
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_threads_do_not_change_bits():

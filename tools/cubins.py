@@ -63,6 +63,15 @@ def architectures(source: Path) -> dict[str, str]:
     return {"sm_80": "arch=compute_80,code=sm_80", "sm_90": f"arch={compute},code=sm_90"}
 
 
+def hopper_architecture(source: Path) -> str:
+    """Of the code that runs on an H100."""
+    return next(arch for arch in architectures(source) if arch.startswith("sm_90"))
+
+
+def source_of(op: str) -> Path:
+    return ROOT / "csrc" / "cuda" / f"{op}.cu"
+
+
 def overlaps(source: Path) -> bool:
     return "wait_for_previous_grid();" in source_text(source)
 

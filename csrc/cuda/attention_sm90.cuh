@@ -1,10 +1,10 @@
 // Attention for 16-bit types on Hopper's tensor cores (wgmma and TMA, compute capability 9.0).
 //
 // A block stays on its SM and takes items (attention_sm90_items.cuh) in a fixed order. One warp of it loads
-// tiles through a ring (attention_sm90_producer.cuh), three warpgroups consume them, 64 rows each
-// (attention_sm90_rows.cuh). A step of a consumer issues Q K^T of a tile and P V of the one before, and does
-// the tile's softmax while P V runs; the tensor cores also run the products of one warpgroup while another
-// one is at its softmax.
+// tiles through a ring (attention_sm90_producer.cuh), two or three warpgroups consume them, 64 rows
+// each (attention_sm90_rows.cuh). A step of a consumer issues Q K^T of a tile and P V of the one before, and
+// does the tile's softmax while P V runs; the tensor cores also run the products of one warpgroup while
+// another one is at its softmax.
 #pragma once
 #include "cuda/attention_sm90_producer.cuh"
 #include "cuda/attention_sm90_rows.cuh"
@@ -116,10 +116,10 @@ class Sm90Consumer {
 };
 
 // launch: sm90_attention_kernel<*, 64, 64> threads 512, shared 180344
-// launch: sm90_attention_kernel<*, 64, 128> threads 512, shared 172152
+// launch: sm90_attention_kernel<*, 64, 128> threads 384, shared 122976
 // launch: sm90_attention_kernel<*, 128, 128> threads 512, shared 229496
 template <class T, int kKeyDim, int kValueDim>
-__global__ void __launch_bounds__(Sm90Tile<kKeyDim, kValueDim>::kThreads, 1)
+__global__ void __maxnreg__((Sm90Tile<kKeyDim, kValueDim>::kRegisters))
     sm90_attention_kernel(const __grid_constant__ Sm90Maps maps, const __grid_constant__ AttentionParams p,
                           const __grid_constant__ ItemList list) {
   using Tile = Sm90Tile<kKeyDim, kValueDim>;
@@ -136,11 +136,11 @@ __global__ void __launch_bounds__(Sm90Tile<kKeyDim, kValueDim>::kThreads, 1)
   __syncthreads();
   const int warpgroup = __shfl_sync(kFullWarp, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
   if (warpgroup == Tile::kConsumers) {
-    set_registers<Tile::kProducerRegisters, false>();
+    set_registers<Tile::kRegisters, Tile::kProducerRegisters>();
     if (threadIdx.x / kWarpSize == Tile::kConsumers * kWarpgroup / kWarpSize)
       Sm90Producer<T, Tile>(p, maps, shared).run(list);
   } else {
-    set_registers<Tile::kConsumerRegisters, true>();
+    set_registers<Tile::kRegisters, Tile::kConsumerRegisters>();
     Sm90Consumer<T, kKeyDim, kValueDim>(p, shared, warpgroup).run(list);
   }
 }

@@ -13,13 +13,20 @@ constexpr int kPartBytes = kPart * 2;
 constexpr int kWarpgroup = 128, kWarpgroupRows = 64;
 constexpr int kTileAlignment = 1024;  // of the swizzle's pattern
 
+// 64/128, the hybrid layer's, leaves a third of an SM's registers and shared memory: a block of the scan fits
+// beside it (selective_scan_sm90.cu). The others take what they can use.
 template <int kKeyDim, int kValueDim>
 struct Sm90Tile {
-  static constexpr int kConsumers = 3;  // warpgroups
+  static constexpr bool kShares = kKeyDim == 64 && kValueDim == 128;
+  static constexpr int kConsumers = kShares ? 2 : 3;  // warpgroups
   static constexpr int kRows = kConsumers * kWarpgroupRows, kThreads = (kConsumers + 1) * kWarpgroup;
-  static constexpr int kKeys = kValueDim == 64 ? 128 : 64, kStages = 4;
+  static constexpr int kKeys = kValueDim == 64 ? 128 : 64, kStages = kShares ? 3 : 4;
   static constexpr int kKeyParts = kKeyDim / kPart, kValueParts = kValueDim / kPart;
-  static constexpr int kConsumerRegisters = 160, kProducerRegisters = 32;
+  // Of a thread: what a block begins with is dealt out again.
+  static constexpr int kConsumerRegisters = kShares ? 152 : 160, kProducerRegisters = 32;
+  static constexpr int kDealt = kConsumers * kConsumerRegisters + kProducerRegisters;
+  static constexpr int kRegisters = kDealt / (kConsumers + 1);
+  static_assert(kRegisters * (kConsumers + 1) == kDealt);
   // Bytes of a tile.
   static constexpr int kQueryBytes = kRows * kKeyDim * 2;
   static constexpr int kKeyBytes = kKeys * kKeyDim * 2, kValueBytes = kKeys * kValueDim * 2;

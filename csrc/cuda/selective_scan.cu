@@ -2,13 +2,27 @@
 //
 // Two kernels, docs/cuda_selective_scan.md: selective_scan_tiled.cuh for the layer's case,
 // selective_scan_lanes.cuh for all others. Sequences in pieces: selective_scan_spans.cuh.
+#include "cuda/device.cuh"
 #include "cuda/packs.cuh"
 #include "cuda/selective_scan_lanes.cuh"
+#include "cuda/selective_scan_sm90.h"
 #include "cuda/selective_scan_tiled.cuh"
 #include "cuda/uncovered_rows.cuh"
 
 namespace hymba::cuda {
 namespace {
+
+// All threads have as many. selective_scan_sm90.cu divides them in a way that only Hopper knows.
+struct EqualRegisters {
+  __device__ __forceinline__ static void of_worker() {}
+  __device__ __forceinline__ static void of_helper() {}
+};
+
+// launch: tiled_scan_kernel<*> threads 256, shared 92160
+template <class T>
+__global__ void __launch_bounds__(kTiledThreads, 2) tiled_scan_kernel(SelectiveScanParams p) {
+  scan_tiles<T, EqualRegisters>(p);
+}
 
 constexpr int kConnectThreads = 128;
 
@@ -40,14 +54,10 @@ __global__ void __launch_bounds__(kConnectThreads) connect_pieces_kernel(Selecti
   }
 }
 
-int64_t blocks_of(const SelectiveScanParams& p, int64_t channels) {
-  return slot_count(p) * divide_up(p.operands.channels, channels);
-}
-
 template <class T, int kLanes, int kStates, int kTile, bool kPiecesOnly>
 int launch_lanes(const SelectiveScanParams& p, void* stream) {
   using Scan = LaneScan<T, kLanes, kStates, kTile>;
-  const LaunchShape shape{static_cast<unsigned>(blocks_of(p, Scan::kChannels)), kScanThreads,
+  const LaunchShape shape{static_cast<unsigned>(scan_blocks(p, Scan::kChannels)), kScanThreads,
                           shared_bytes<typename Scan::Tile>()};
   return launch_kernel(lane_scan_kernel<T, kLanes, kStates, kTile, kPiecesOnly>, shape, stream, p);
 }
@@ -74,9 +84,10 @@ template <class T>
 int launch_spans(const SelectiveScanParams& p, void* stream) {
   if constexpr (sizeof(T) == 2) {
     if (fits_tiles<T>(p)) {
-      const LaunchShape shape{static_cast<unsigned>(blocks_of(p, kTiledChannels)), kTiledThreads,
-                              shared_bytes<TiledScanTiles<T>>()};
-      return launch_kernel(tiled_scan_kernel<T>, shape, stream, p);
+      DeviceTraits device;
+      if (const int error = current_device_traits(device)) return error;
+      if (device.capability == 90) return selective_scan_sm90(p, stream);
+      return launch_kernel(tiled_scan_kernel<T>, tiled_scan_shape<T>(p), stream, p);
     }
   }
   return launch_lanes<T, false>(p, stream);

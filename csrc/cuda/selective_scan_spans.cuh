@@ -40,6 +40,11 @@ HYMBA_INLINE int64_t slot_count(const SelectiveScanParams& p) {
   return s.cu_seqlens != nullptr ? s.tokens / kPieceTokens + s.count : s.count * piece_count(s.tokens);
 }
 
+// Blocks that take so many channels of a slot each.
+inline int64_t scan_blocks(const SelectiveScanParams& p, int64_t channels) {
+  return slot_count(p) * divide_up(p.operands.channels, channels);
+}
+
 __device__ __forceinline__ int64_t first_slot(const Sequences& s, int64_t sequence) {
   return s.cu_seqlens != nullptr ? sequence_start(s, sequence) / kPieceTokens + sequence
                                  : sequence * piece_count(s.tokens);

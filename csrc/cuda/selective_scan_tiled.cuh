@@ -11,9 +11,9 @@
 
 namespace hymba::cuda {
 
-// launch: tiled_scan_kernel<*> threads 256, shared 92160
-template <class T>
-__global__ void __launch_bounds__(kTiledThreads, 2) tiled_scan_kernel(SelectiveScanParams p) {
+// A kernel's whole body. Registers: what a warp does about the number of its registers.
+template <class T, class Registers>
+__device__ __forceinline__ void scan_tiles(const SelectiveScanParams& p) {
   HYMBA_DYNAMIC_SHARED(bytes);
   const auto tiles = carve_shared<TiledScanTiles<T>>(bytes);
   const int64_t blocks = divide_up(p.operands.channels, kTiledChannels), slot = blockIdx.x / blocks;
@@ -23,6 +23,7 @@ __global__ void __launch_bounds__(kTiledThreads, 2) tiled_scan_kernel(SelectiveS
   job.tiles = static_cast<int>(divide_up(job.span.length, kTiledTokens));
   job.last_length = static_cast<int>(job.span.length - int64_t(job.tiles - 1) * kTiledTokens);
   if (threadIdx.x < kWorkers) {
+    Registers::of_worker();
     TiledScanWorker<T> worker(p, tiles, job, slot);
     block_barrier();
     for (int tile = 0; tile < job.tiles; ++tile) {
@@ -33,6 +34,7 @@ __global__ void __launch_bounds__(kTiledThreads, 2) tiled_scan_kernel(SelectiveS
       worker.store_state(static_cast<float*>(p.final_state) +
                          job.span.sequence * p.operands.channels * kTiledStates);
   } else {
+    Registers::of_helper();
     TiledScanHelper<T> helper(p, tiles, job);
     helper.start();
     block_barrier();
@@ -43,6 +45,12 @@ __global__ void __launch_bounds__(kTiledThreads, 2) tiled_scan_kernel(SelectiveS
     if (job.tiles > 0) helper.finish(job.tiles - 1);
     wait_copies<0>();
   }
+}
+
+template <class T>
+LaunchShape tiled_scan_shape(const SelectiveScanParams& p) {
+  return {static_cast<unsigned>(scan_blocks(p, kTiledChannels)), kTiledThreads,
+          shared_bytes<TiledScanTiles<T>>()};
 }
 
 }  // namespace hymba::cuda

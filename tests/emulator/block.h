@@ -140,7 +140,7 @@ struct Warpgroup {
   Products open;
   std::deque<Products> groups;
   std::vector<Registers> fenced;  // of thread 0, by the last fences
-  int registers;                  // a thread
+  int registers;                  // a thread, once it has set them; 0: not yet
 };
 
 // ---- Shared memory, and what each of its bytes has seen ----
@@ -222,6 +222,7 @@ struct Block {
   std::array<AsyncCopies, kMaxThreads> copies;
   std::vector<TensorLoad> tensor_loads;  // under way
   std::array<Warpgroup, kMaxWarpgroups> warpgroups;
+  int registers;  // with which threads begin, as a warpgroup that sets its own says; 0: none has yet
   int register_pool;
 
   char* arena;

@@ -66,8 +66,9 @@ void wgmma_fence(RegisterList registers, const Site& site);
 void wgmma_commit(const Site& site);
 void wgmma_wait(int pending, RegisterList registers, const Site& site);
 
-// setmaxnreg: from now on the warpgroup has `count` registers a thread.
-void set_registers(int count, bool increase, const Site& site);
+// setmaxnreg: of the `entry` registers a thread that the block began with, the warpgroup has `count` from now
+// on.
+void set_registers(int entry, int count, const Site& site);
 
 // Bytes from the beginning of shared memory.
 uint32_t shared_offset(const void* p);

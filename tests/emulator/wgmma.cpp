@@ -186,17 +186,15 @@ bool is_busy(const Products& products) {
 }  // namespace
 
 void begin_warpgroups() {
-  // What the launch bounds of one block an SM let the compiler take: all that setmaxnreg can deal out.
-  const int registers = std::min(248, kRegistersOfSm / block->threads / 8 * 8);
   for (Warpgroup& group : block->warpgroups) {
     group.arrived = 0;
     group.accumulators.clear();
     group.open.clear();
     group.groups.clear();
     group.fenced.clear();
-    group.registers = registers;
+    group.registers = 0;
   }
-  block->register_pool = 0;
+  block->registers = block->register_pool = 0;
 }
 
 void require_products_waited_for() {
@@ -258,16 +256,20 @@ void wgmma_wait(int pending, RegisterList registers, const Site& site) {
   release(group);
 }
 
-void set_registers(int count, bool increase, const Site& site) {
-  const char* name = increase ? "setmaxnreg.inc" : "setmaxnreg.dec";
+void set_registers(int entry, int count, const Site& site) {
+  const char* name = count > entry ? "setmaxnreg.inc" : "setmaxnreg.dec";
   if (count % 8 != 0 || count < 24 || count > 256) fail("%s: %d registers", name, count);
+  if (entry * block->threads > kRegistersOfSm)
+    fail("%s: %d threads begin with %d registers each", name, block->threads, entry);
   if (!meet(Call::set_registers, name, site)) return;
+  if (block->registers == 0) block->registers = entry;
   Warpgroup& group = mine();
-  if (increase ? count < group.registers : count > group.registers)
-    fail("%s: from %d to %d registers", name, group.registers, count);
-  while (block->register_pool < (count - group.registers) * kWarpgroup)
+  if (entry != block->registers || group.registers != 0)
+    fail("%s: from %d registers, where the block began with %d and the warpgroup has set %d", name, entry,
+         block->registers, group.registers);
+  while (block->register_pool < (count - entry) * kWarpgroup)
     suspend("setmaxnreg.inc", &block->register_pool, site);
-  block->register_pool -= (count - group.registers) * kWarpgroup;
+  block->register_pool -= (count - entry) * kWarpgroup;
   group.registers = count;
   wake_waiting(&block->register_pool);
   release(group);

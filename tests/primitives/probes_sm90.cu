@@ -167,11 +167,11 @@ __global__ void __launch_bounds__(kWarpgroupBlock)
 }
 
 // Warpgroup 3 gives registers to the others.
-__global__ void __launch_bounds__(4 * kWarpgroupBlock, 1) set_registers_probe(const float* in, float* out) {
+__global__ void __maxnreg__(128) set_registers_probe(const float* in, float* out) {
   if (threadIdx.x / kWarpgroupBlock == 3) {
-    set_registers<32, false>();
+    set_registers<128, 32>();
   } else {
-    set_registers<160, true>();
+    set_registers<128, 160>();
   }
   const unsigned item = blockIdx.x * 4 * kWarpgroupBlock + threadIdx.x;
   out[item] = in[item];

@@ -27,8 +27,6 @@ from tools.sass_model.kernels import Workload, workloads
 from tools.sass_model.machine import SUBPARTITIONS, WARP, Assumptions
 from tools.sass_model.predict import KernelModel, Launch, predict
 
-_ARCH = "sm_90"
-
 
 @dataclass(frozen=True)
 class Side:
@@ -92,7 +90,7 @@ def blocks_together(first: Side, second: Side) -> tuple[tuple[int, int], ...]:
 # ---- Command line ----
 
 
-CubinOf = Callable[[str], Path]  # of an op, for sm_90
+CubinOf = Callable[[str], Path]  # of csrc/cuda/<op>.cu, for Hopper
 
 
 @contextmanager
@@ -102,16 +100,18 @@ def compiled() -> Iterator[CubinOf]:
     with tempfile.TemporaryDirectory() as folder:
 
         def cubin_of(op: str) -> Path:
-            path = Path(folder) / f"{op}.{_ARCH}.cubin"
+            path = hopper_cubin(Path(folder), op)
             if not path.exists():
-                cubins.compile_cubin(nvcc, _source(op), _ARCH, Path(folder))
+                source = cubins.source_of(op)
+                cubins.compile_cubin(nvcc, source, cubins.hopper_architecture(source), Path(folder))
             return path
 
         yield cubin_of
 
 
-def _source(op: str) -> Path:
-    return cubins.ROOT / "csrc" / "cuda" / f"{op}.cu"
+def hopper_cubin(folder: Path, op: str) -> Path:
+    """Where compile_cubin puts it."""
+    return folder / f"{op}.{cubins.hopper_architecture(cubins.source_of(op))}.cubin"
 
 
 def described(cubin_of: CubinOf, op: str, workload: Workload) -> Side:
@@ -120,7 +120,7 @@ def described(cubin_of: CubinOf, op: str, workload: Workload) -> Side:
     bounds = cubins.launch_bounds(cubin_of(op))
     names = dict(zip(cubins.demangle(list(kernels)), kernels, strict=True))
     name = next(name for name in names if fnmatch.fnmatchcase(name, workload.kernel))
-    line = cubins.matching(cubins.launch_lines(cubins.source_text(_source(op))), name)
+    line = cubins.matching(cubins.launch_lines(cubins.source_text(cubins.source_of(op))), name)
     threads = line.threads if line else bounds[names[name]]
     model = KernelModel(kernels[names[name]], Assumptions(broadcast_shared_loads=workload.broadcast_shared_loads))
     options = workload.plan(model).launch_options()
@@ -149,10 +149,10 @@ def table(rows: Sequence[tuple[str, Pair]]) -> list[str]:
 
 
 def report(cubin_of: CubinOf) -> list[str]:
-    scan = described(cubin_of, "selective_scan", workloads("selective_scan")[0])
+    scan = described(cubin_of, "selective_scan_sm90", workloads("selective_scan_sm90")[0])
     rows = []
-    for workload in workloads("attention"):
-        attention = described(cubin_of, "attention", workload)
+    for workload in workloads("attention_sm90"):
+        attention = described(cubin_of, "attention_sm90", workload)
         for batch in (1, 8):
             what = f"{workload.what}, batch {batch}, and the scan"
             rows.append((what, pair(batched(attention, batch), batched(scan, batch))))

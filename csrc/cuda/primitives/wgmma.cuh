@@ -214,24 +214,24 @@ __device__ __forceinline__ void wgmma_wait(A& a, B&& b = B(), C&& c = C() HYMBA_
 #endif
 }
 
-// The warpgroup gives registers back to the block, or takes them from there, when they are free. The kernel
-// has
-// __launch_bounds__ of one block an SM; kCount is a multiple of 8, from 24 to 240.
-template <int kCount, bool kMore>
+// From the kEntry registers a thread that a block starts with, which the kernel states as its __maxnreg__, to
+// kCount: the warpgroup gives registers back to the block, or takes them from there when they are free. Once
+// in a kernel, by all its warpgroups; both are multiples of 8, kCount from 24 to 240.
+template <int kEntry, int kCount>
 __device__ __forceinline__ void set_registers(
 #ifndef __CUDACC__
     emulator::Site site = emulator::Site::current()
 #endif
 ) {
-  static_assert(kCount % 8 == 0 && kCount >= 24 && kCount <= 240);
+  static_assert(kEntry % 8 == 0 && kCount % 8 == 0 && kCount >= 24 && kCount <= 240);
 #ifdef __CUDACC__
-  if constexpr (kMore) {
+  if constexpr (kCount > kEntry) {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
   } else {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
   }
 #else
-  emulator::set_registers(kCount, kMore, site);
+  emulator::set_registers(kEntry, kCount, site);
 #endif
 }
 

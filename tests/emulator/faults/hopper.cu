@@ -136,9 +136,19 @@ Fault product_fault(const char* name) {
 template <bool kPlanted>
 __global__ void more_registers_than_there_are(const float* in, float* out) {
   if (threadIdx.x / kWarpgroup < 3) {  // 128 each at first
-    set_registers<kPlanted ? 168 : 160, true>();
+    set_registers<128, kPlanted ? 168 : 160>();
   } else {
-    set_registers<32, false>();
+    set_registers<128, 32>();
+  }
+  if (threadIdx.x < kCells) out[threadIdx.x] = in[threadIdx.x];
+}
+
+template <bool kPlanted>
+__global__ void registers_counted_from_two_numbers(const float* in, float* out) {
+  if (threadIdx.x / kWarpgroup == 0) {
+    set_registers<kPlanted ? 96 : 88, 120>();
+  } else {
+    set_registers<88, 56>();
   }
   if (threadIdx.x < kCells) out[threadIdx.x] = in[threadIdx.x];
 }
@@ -164,6 +174,7 @@ std::vector<Fault> hopper_faults() {
       product_fault<Product::other_tile>("product_of_two_tiles"),
       product_fault<Product::skipped_by_a_warp>("product_that_a_warp_skips"),
       HYMBA_FAULT(more_registers_than_there_are, same, 1, 4 * kWarpgroup),
+      HYMBA_FAULT(registers_counted_from_two_numbers, same, 1, 2 * kWarpgroup),
   };
 }
 

@@ -1,6 +1,6 @@
 """The Hopper kernel on the 1.5B layer: blocks that stay on their SMs and take items, 64 keys of one a round.
 
-Twelve warps consume and one loads; three more of the loading warpgroup end at once, so its code counts a quarter. An
+Eight warps consume and one loads; three more of the loading warpgroup end at once, so its code counts a quarter. An
 SM's time is that of the block whose items have most tiles. The mask and moved maxima are basic blocks of their own;
 how often maxima move depends on the scores, and a tenth of the tiles is a guess.
 """
@@ -24,7 +24,7 @@ from tools.sass_model.kernels import (
 from tools.sass_model.predict import KernelModel
 
 _T = TOKENS + META_TOKENS
-_ROWS, _KEYS, _CONSUMERS, _SMS = 192, 64, 12, 132
+_ROWS, _KEYS, _CONSUMERS, _SMS = 128, 64, 8, 132
 _HEADS, _KV_HEADS, _KEY_DIM, _VALUE_DIM, _WINDOW = 25, 5, 64, 128, 1024
 _ROOM = _ROWS // (_HEADS // _KV_HEADS)  # queries of an item
 _TILE_BYTES = 2 * _KEYS * (_KEY_DIM + _VALUE_DIM)

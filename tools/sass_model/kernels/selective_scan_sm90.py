@@ -63,7 +63,7 @@ def _asked() -> dict[str, float]:
 
 WORKLOADS = [
     Workload(
-        kernel="tiled_scan_kernel<bfloat16>",
+        kernel="sm90_tiled_scan_kernel<bfloat16>",
         what=f"1.5B layer, 8192 + 128 tokens, bf16, batch {batch}",
         tokens=_T * batch,
         blocks=math.ceil(INNER / _CHANNELS) * batch,
