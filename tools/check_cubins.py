@@ -10,7 +10,7 @@ A spill, a stack frame, a load or store of local memory, a block that fits no SM
 wgmma without overlap (tools/overlap.py) fails. Tables stand between markers in docs/*.md: `<!-- budgets: OP -->`,
 `<!-- predictions: OP -->` or `<!-- instructions: OP -->`, and `<!-- end -->`; OP may be `all`. `<!-- model: NAME -->`
 is what tools/sass_model/NAME.py says of several launches. They hold for one nvcc: with another, --check compares only
-which kernels they list.
+which kernels they list. Times that were measured (tools/measured.py) stand beside the predictions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import fnmatch
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,47 +28,22 @@ from types import MappingProxyType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools import cubins
+from tools import cubins, measured
 from tools.cubins import ROOT, CompileError, LaunchLine, PtxasReport
+from tools.measured import Results, sources
 from tools.overlap import wgmma_problems
 from tools.sass_model import decode_step, pair
-from tools.sass_model.bounds import Occupancy
 from tools.sass_model.control_flow import Loop
 from tools.sass_model.disassembly import ToolError, read_cubin
 from tools.sass_model.kernels import Workload, workloads
 from tools.sass_model.machine import Assumptions
 from tools.sass_model.pair import CubinOf
-from tools.sass_model.predict import KernelModel, Launch, Prediction, predict
-from tools.sass_model.tile import CLASSES, ISSUED, TileCounts, count
+from tools.sass_model.predict import KernelModel, Launch, predict
+from tools.sass_model.tile import count
+from tools.tables import NOTES, TABLES, Forecast, Row
 
 JOBS = 2
 PREDICTED = ("sm_90", "sm_90a")  # on an H100
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What the static model says of a launch."""
-
-    workload: Workload
-    prediction: Prediction
-    tile: TileCounts | None  # of plans that describe one
-
-
-@dataclass
-class Row:
-    """A kernel on an architecture."""
-
-    op: str
-    kernel: str
-    arch: str
-    registers: int
-    shared: int  # static
-    dynamic: int
-    threads: int
-    occupancy: Occupancy
-    main_loop: tuple[int, float, str] | None  # own instructions, cycles a warp on the busiest pipe, that pipe
-    forecasts: list[Forecast] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -168,91 +143,17 @@ def forecast(model: KernelModel, workload: Workload, threads: int, shared: int) 
     return Forecast(workload, predict(model, launch), count(model, launch, plan.tile) if plan.tile else None)
 
 
-def budgets_table(rows: list[Row]) -> list[str]:
-    """A line per kernel, both architectures beside each other."""
-    lines = [
-        "| kernel | threads | shared | sm_80: registers; blocks, warps an SM | sm_90 | main loop on sm_90 |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    by_kernel: dict[str, dict[str, Row]] = {}
-    for row in rows:
-        by_kernel.setdefault(row.kernel, {})[row.arch[:5]] = row
-
-    def budget(row: Row | None) -> str:
-        fits = row.occupancy if row else None
-        return f"{row.registers}; {fits.blocks}, {fits.warps} ({fits.limit})" if row and fits else "-"
-
-    for kernel, archs in by_kernel.items():
-        row, hopper = next(iter(archs.values())), archs.get("sm_90")
-        loop = "-"
-        if hopper and hopper.main_loop:
-            instructions, cycles, pipe = hopper.main_loop
-            loop = f"{instructions} instructions, {cycles:g} cycles ({pipe})"
-        lines.append(
-            f"| `{kernel}` | {row.threads} | {row.shared} + {row.dynamic} | {budget(archs.get('sm_80'))} | "
-            f"{budget(hopper)} | {loop} |"
-        )
-    return lines
-
-
-def predictions_table(rows: list[Row]) -> list[str]:
-    lines = [
-        "| kernel | launch | bound us | evenly spread us | simulated us | bytes us | bound ns a token |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in rows:
-        for said in row.forecasts:
-            workload, p = said.workload, said.prediction
-            what = workload.what + (", shared loads as broadcasts" if workload.broadcast_shared_loads else "")
-            simulated, moved = ("-" if t is None else f"{t:.1f}" for t in (p.simulated_us, p.bytes_us))
-            lines.append(
-                f"| `{row.kernel}` | {what} | {p.bound_us:.1f} ({p.binds}) | {p.even_us:.1f} | {simulated} | "
-                f"{moved} | {p.bound_us * 1e3 / workload.tokens:.2f} |"
-            )
-    return lines
-
-
-def instructions_table(rows: list[Row]) -> list[str]:
-    """A line per described tile, and one for each stretch of code that only some tiles run."""
-    kinds = [*CLASSES, ISSUED]
-    titles = ["kernel", "a block's tile", *kinds, "blocks, warps an SM", "bytes a tile", "bound, simulated us",
-              "measured us"]  # fmt: skip
-    lines = [titles, ["---"] * len(titles)]
-    for row in rows:
-        for said in row.forecasts:
-            if (counts := said.tile) is None:
-                continue
-            p, fits = said.prediction, said.prediction.occupancy
-            times = ", ".join("-" if us is None else f"{us:.1f}" for us in (p.bound_us, p.simulated_us))
-            lines.append([
-                f"`{row.kernel}`", f"{counts.tile.what}; {said.workload.what}",
-                *(_beside(counts.always[kind], counts.asked(kind)) for kind in kinds),
-                f"{fits.blocks}, {fits.warps}", f"{counts.tile.memory_bytes:g}", times, "not yet",
-            ])  # fmt: skip
-            for name, (share, added) in counts.sometimes.items():
-                cells = [f"+{added[kind]:g}" if added[kind] else "" for kind in kinds]
-                lines.append([f"`{row.kernel}`", f"{name}: counted in {share:.0%} of tiles", *cells, *[""] * 4])
-    return [f"| {' | '.join(line)} |" for line in lines]
-
-
-def _beside(issued: float, asked: float) -> str:
-    return f"{issued:g} / {asked:g} = {issued / asked:.2f}" if asked else f"{issued:g} / 0"
-
-
-# What `<!-- KIND: OP -->` stands for: a table, and the sentence about it.
-TABLES = {
-    "budgets": (budgets_table, "."),
-    "predictions": (predictions_table, ", predicted for an H100 SXM; measured: not yet."),
-    "instructions": (
-        instructions_table,
-        ", sm_90. Warp instructions of a block's tile: issued / asked for by the mathematics = ratio.",
-    ),
-}
 MODELS: dict[str, Callable[[CubinOf], list[str]]] = {"decode_step": decode_step.report, "pair": pair.report}
 MARKED = re.compile(rf"<!-- ({'|'.join(TABLES)}|model): (\w+) -->\n(.*?)<!-- end -->", re.DOTALL)
 
 
-def renew(page: str, rows: list[Row], nvcc: str, models: Mapping[str, list[str]] = MappingProxyType({})) -> str:
+def renew(
+    page: str,
+    rows: list[Row],
+    nvcc: str,
+    models: Mapping[str, list[str]] = MappingProxyType({}),
+    results: Sequence[Results] = (),
+) -> str:
     """A page of docs/ with its tables made anew. models: what each says."""
 
     def block(match: re.Match[str]) -> str:
@@ -260,8 +161,8 @@ def renew(page: str, rows: list[Row], nvcc: str, models: Mapping[str, list[str]]
         if kind == "model":
             lines = models[op]
             return f"<!-- model: {op} -->\n" + "\n".join([f"By nvcc {nvcc}, predicted.", "", *lines]) + "\n<!-- end -->"
-        table, note = TABLES[kind]
-        lines = table([row for row in rows if op in ("all", row.op)])
+        lines = TABLES[kind]([row for row in rows if op in ("all", row.op)], results)
+        note = NOTES[kind].format(sources(results))
         return f"<!-- {kind}: {op} -->\n" + "\n".join([f"By nvcc {nvcc}{note}", "", *lines]) + "\n<!-- end -->"
 
     return MARKED.sub(block, page)
@@ -276,13 +177,17 @@ def listed(page: str, whole: bool) -> list[str]:
 
 
 def update_docs(
-    rows: list[Row], nvcc: str, write: bool, models: Mapping[str, list[str]] = MappingProxyType({})
+    rows: list[Row],
+    nvcc: str,
+    write: bool,
+    models: Mapping[str, list[str]] = MappingProxyType({}),
+    results: Sequence[Results] = (),
 ) -> list[str]:
     """Pages whose tables are out of date; with `write` they are no longer."""
     stale = []
     for path in sorted(ROOT.glob("docs/*.md")):
         page = path.read_text()
-        new = renew(page, rows, nvcc, models)
+        new = renew(page, rows, nvcc, models, results)
         if write:
             path.write_text(new)
             continue
@@ -316,14 +221,15 @@ def main() -> int:
             for source in chosen
             for arch in cubins.architectures(source)
         ]
-        results = [job.result() for job in jobs]
-    rows = sorted((row for result in results for row in result.rows), key=lambda row: (row.op, row.kernel, row.arch))
-    problems = [text for result in results for text in result.problems]
+        checked = [job.result() for job in jobs]
+    rows = sorted((row for result in checked for row in result.rows), key=lambda row: (row.op, row.kernel, row.arch))
+    problems = [text for result in checked for text in result.problems]
     problems += [f"{row.kernel}, {row.arch}: {text}" for row in rows for text in row.problems]
-    print("\n\n".join("\n".join(table(rows)) for table, _ in TABLES.values()))
+    results = measured.read()
+    print("\n\n".join("\n".join(table(rows, results)) for table in TABLES.values()))
     if not problems and (options.check or options.write):
         models = {name: say(lambda op: folder / f"{op}.sm_90.cubin") for name, say in MODELS.items()}
-        problems += update_docs(rows, version, options.write, models)
+        problems += update_docs(rows, version, options.write, models, results)
     for problem in problems:
         print(f"check_cubins: {problem}", file=sys.stderr)
     return 1 if problems else 0

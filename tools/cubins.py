@@ -148,14 +148,22 @@ def parse_ptxas(text: str) -> list[PtxasReport]:
 
 
 def demangle(names: list[str]) -> list[str]:
-    """Names as people read them: without return type, parameters and the project's namespaces."""
+    """Kernels' names as people read them."""
     if not names:
         return []
     text = subprocess.run(["c++filt", *names], capture_output=True, text=True, check=True).stdout
-    noise = r"^void |hymba::cuda::|\(anonymous namespace\)::|\(.*\)$|hymba::"
-    return [
-        re.sub(noise, "", line.replace("(bool)1", "true").replace("(bool)0", "false")) for line in text.splitlines()
-    ]
+    return [short_name(line) for line in text.splitlines()]
+
+
+def short_name(demangled: str) -> str:
+    """A kernel's name without return type, parameters and the project's namespaces.
+
+    The same whoever demangled it: c++filt writes `(bool)1` where the C++ runtime, and so torch's profiler, writes
+    `true`; others write `(int)8`.
+    """
+    name = re.sub(r"^void |hymba::cuda::|\(anonymous namespace\)::|hymba::", "", demangled)
+    name = name.replace("(bool)1", "true").replace("(bool)0", "false")
+    return re.sub(r"\(.*\)$", "", re.sub(r"\((?:unsigned )?\w+\)(?=-?\d)", "", name))
 
 
 def launch_bounds(cubin: Path) -> dict[str, int]:

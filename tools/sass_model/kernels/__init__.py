@@ -1,6 +1,7 @@
 """Launches of this project's kernels that are predicted: one module per op, named as its csrc/cuda/<op>.cu.
 
-A module has `WORKLOADS`, a list of `Workload`. Block size and shared memory are the source's own (`// launch:` lines
+A module has `WORKLOADS`, a list of `Workload`: each says which call of which op makes it (`Case`), so that
+bench/kernel_times.py can run and time it. Block size and shared memory are the source's own (`// launch:` lines
 and __launch_bounds__, see tools/cubins.py). Trip counts are functions of the kernel's loops, because loop numbers and
 unrolling change with the compiler: find a loop by what it does (`most`), and count its rounds by work (`rounds`).
 
@@ -22,6 +23,7 @@ from tools.sass_model.tile import Tile
 
 __all__ = [
     "REST",
+    "Case",
     "Plan",
     "Tile",
     "Workload",
@@ -37,6 +39,7 @@ __all__ = [
 # The 1.5B layer that the predictions are for.
 TOKENS, META_TOKENS = 8192, 128
 HIDDEN, INNER = 1600, 3200
+WINDOW = 1024
 
 
 @dataclass(frozen=True)
@@ -61,14 +64,50 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Case:
+    """A call of an op at the 1.5B layer's sizes, in bfloat16. bench/kernel_calls.py makes it."""
+
+    op: str  # a function of hymba_ops
+    name: str = "1.5B layer"  # of those calls of the op that the layer has, where it has several
+    layer: str = ""  # sliding or global, where that makes a difference
+    batch: int = 1
+    length: int = TOKENS + META_TOKENS  # positions of a row of the batch
+
+    @property
+    def tokens(self) -> int:
+        return self.batch * self.length
+
+    @property
+    def text(self) -> str:
+        layers = {"": [], "sliding": [f"window {WINDOW}"], "global": ["global"]}[self.layer]
+        one = self.length == 1
+        length = "1 token" if one else f"{self.length - META_TOKENS} + {META_TOKENS} tokens"
+        batch = [f"batch {self.batch}"] if one or self.batch > 1 else []
+        return ", ".join([self.name, *layers, *batch, length, "bf16"])
+
+
+@dataclass(frozen=True)
 class Workload:
-    kernel: str  # as tools/check_cubins.py prints it, with * and ?
-    what: str
-    tokens: int  # of all sequences, meta tokens too
+    """A launch, or some of its blocks, where blocks do different things and are described one by one."""
+
+    kernel: str  # as tools/check_cubins.py prints it
+    case: Case
     blocks: int
     device_bytes: float
     plan: Callable[[KernelModel], Plan]
+    detail: str = ""  # of sizes
+    part: str = ""  # the blocks that this is, of the launch; empty: all. Only the launch can be timed
     broadcast_shared_loads: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Of all sequences, meta tokens too."""
+        return self.case.tokens
+
+    @property
+    def what(self) -> str:
+        whole = ", ".join(filter(None, (self.case.text, self.detail)))
+        return f"{whole}: {self.part}" if self.part else whole
 
 
 def workloads(op: str) -> list[Workload]:

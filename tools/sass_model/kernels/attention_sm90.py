@@ -12,6 +12,8 @@ from tools.sass_model.control_flow import Loop
 from tools.sass_model.kernels import (
     META_TOKENS,
     TOKENS,
+    WINDOW,
+    Case,
     Plan,
     Tile,
     Workload,
@@ -25,7 +27,7 @@ from tools.sass_model.predict import KernelModel
 
 _T = TOKENS + META_TOKENS
 _ROWS, _KEYS, _CONSUMERS, _SMS = 128, 64, 8, 132
-_HEADS, _KV_HEADS, _KEY_DIM, _VALUE_DIM, _WINDOW = 25, 5, 64, 128, 1024
+_HEADS, _KV_HEADS, _KEY_DIM, _VALUE_DIM = 25, 5, 64, 128
 _ROOM = _ROWS // (_HEADS // _KV_HEADS)  # queries of an item
 _TILE_BYTES = 2 * _KEYS * (_KEY_DIM + _VALUE_DIM)
 _MOVED = 0.1
@@ -93,16 +95,16 @@ def _plan(items: int, tiles: int, masked: float, model: KernelModel) -> Plan:
     )
 
 
-def _workload(what: str, window: int | None) -> Workload:
+def _workload(layer: str, window: int | None) -> Workload:
     items, tiles, masked = _longest(window)
     return Workload(
         kernel=f"sm90_attention_kernel<bfloat16, {_KEY_DIM}, {_VALUE_DIM}>",
-        what=f"1.5B layer, {what}, 8192 + 128 tokens, bf16, {tiles} tiles in the longest block's {items} items",
-        tokens=_T,
+        case=Case("attention", layer=layer),
+        detail=f"{tiles} tiles in the longest block's {items} items",
         blocks=_SMS,
         device_bytes=2 * _T * (_HEADS * (_KEY_DIM + _VALUE_DIM) + _KV_HEADS * (_KEY_DIM + _VALUE_DIM)),
         plan=partial(_plan, items, tiles, masked),
     )
 
 
-WORKLOADS = [_workload("window 1024", _WINDOW), _workload("global", None)]
+WORKLOADS = [_workload("sliding", WINDOW), _workload("global", None)]

@@ -2,7 +2,19 @@
 
 import math
 
-from tools.sass_model.kernels import INNER, META_TOKENS, TOKENS, Plan, Tile, Workload, most, packs, rounds, warps_of
+from tools.sass_model.kernels import (
+    INNER,
+    META_TOKENS,
+    TOKENS,
+    Case,
+    Plan,
+    Tile,
+    Workload,
+    most,
+    packs,
+    rounds,
+    warps_of,
+)
 from tools.sass_model.predict import KernelModel
 
 _ROWS = TOKENS + META_TOKENS
@@ -29,8 +41,7 @@ def _plan(model: KernelModel) -> Plan:
 WORKLOADS = [
     Workload(
         kernel="causal_conv1d_kernel<bfloat16, 8, 4>",
-        what="1.5B layer, 8192 + 128 tokens, bf16",
-        tokens=_ROWS,
+        case=Case("causal_conv1d"),
         blocks=math.ceil(_ROWS // _CHUNK * (INNER // _PACK) / _THREADS),
         device_bytes=2 * INNER * (_ROWS + _ROWS * (1 + (_WIDTH - 1) / _CHUNK)),  # a chunk re-reads three rows
         plan=_plan,

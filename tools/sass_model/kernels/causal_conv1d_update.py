@@ -1,6 +1,6 @@
 """One token of 32 rows: one round of the loop for single tokens with SiLU."""
 
-from tools.sass_model.kernels import INNER, Plan, Workload
+from tools.sass_model.kernels import INNER, Case, Plan, Workload
 from tools.sass_model.predict import KernelModel
 
 _BATCH, _WIDTH = 32, 4
@@ -17,8 +17,7 @@ def _plan(model: KernelModel) -> Plan:
 WORKLOADS = [
     Workload(
         kernel="causal_conv1d_update_kernel<bfloat16, 8, 4>",
-        what="1.5B layer, batch 32, 1 token, bf16",
-        tokens=_BATCH,
+        case=Case("causal_conv1d_update", batch=_BATCH, length=1),
         blocks=_BATCH * (INNER // _PACK) // _THREADS,
         device_bytes=2 * INNER * (_BATCH * (2 + 2 * (_WIDTH - 1)) + _WIDTH + 1),  # x, out, the state twice; the filter
         plan=_plan,

@@ -1,4 +1,4 @@
-"""One token of a sliding or a global layer behind 8192: splits of the keys, which the last block of a row's joins.
+"""The last token of 8192 + 128 in a sliding or a global layer: splits of the keys, which a row's last block joins.
 
 A tile has 128 keys, a quarter a warp; a split is one tile of a ring, two of pages
 (csrc/cuda/decode_attention_splits.cuh). One block in as many as a row has splits joins. Where a
@@ -10,12 +10,24 @@ import math
 from functools import partial
 
 from tools.sass_model.control_flow import Loop
-from tools.sass_model.kernels import META_TOKENS, TOKENS, Plan, Tile, Workload, blocks_with, most, packs, warps_of
+from tools.sass_model.kernels import (
+    META_TOKENS,
+    TOKENS,
+    WINDOW,
+    Case,
+    Plan,
+    Tile,
+    Workload,
+    blocks_with,
+    most,
+    packs,
+    warps_of,
+)
 from tools.sass_model.predict import KernelModel
 
 _ROWS, _KEYS, _WARPS, _THREADS = 16, 128, 4, 128  # of the rows one token has five
 _AHEAD = 12  # splits that the join asks for at once
-_HEADS, _KV_HEADS, _KEY_DIM, _VALUE_DIM, _WINDOW = 25, 5, 64, 128, 1024
+_HEADS, _KV_HEADS, _KEY_DIM, _VALUE_DIM = 25, 5, 64, 128
 _GROUP = _HEADS // _KV_HEADS
 _STATS = 2  # maximum and sum of a split
 _RING_TILES, _PAGED_TILES = 1, 2
@@ -23,8 +35,8 @@ _TILE_BYTES = 2 * _KEYS * (_KEY_DIM + _VALUE_DIM)
 
 
 def _tiles(window: int | None) -> int:
-    """Key tiles that the token at position 8192 + 128 sees."""
-    position = META_TOKENS + TOKENS
+    """Key tiles that the token sees."""
+    position = META_TOKENS + TOKENS - 1
     if window is None:
         return math.ceil((position + 1) / _KEYS)
     return math.ceil(META_TOKENS / _KEYS) + math.ceil((position + 1) / _KEYS) - (position - window) // _KEYS
@@ -89,17 +101,18 @@ def _join_trips(splits: int, part: float, model: KernelModel) -> dict[Loop, floa
     }
 
 
-def _workload(what: str, window: int | None, batch: int, *, join: bool = False) -> Workload:
+def _workload(layer: str, window: int | None, batch: int, *, join: bool = False) -> Workload:
     """join: blocks that join, else their average."""
-    keys = TOKENS + META_TOKENS + 1 if window is None else META_TOKENS + window + 1
+    keys = TOKENS + META_TOKENS if window is None else META_TOKENS + window + 1
     splits, tiles = _splits(window), _PAGED_TILES if window is None else _RING_TILES
     partials = 4 * batch * splits * _HEADS * (_VALUE_DIM + _STATS)
     alone = join and window is None
-    kind = "" if not join else ", the blocks that join" if alone else ", all blocks join"
     return Workload(
         kernel="mma_decode_kernel<bfloat16, 64, 128, true>",
-        what=f"1.5B layer, {what}, batch {batch}, 1 token behind 8192 + 128, bf16, {splits} splits{kind}",
-        tokens=batch,
+        case=Case("decode_attention", layer=layer, batch=batch, length=1),
+        detail=f"the last of {TOKENS} + {META_TOKENS}, {splits} splits"
+        + (", all blocks join" if join and not alone else ""),
+        part="the blocks that join" if alone else "",
         blocks=batch * _KV_HEADS * (1 if alone else splits),
         device_bytes=2 * batch * keys * _KV_HEADS * (_KEY_DIM + _VALUE_DIM) / (splits if alone else 1) + partials,
         plan=partial(_plan, tiles, _masked(window), splits, 1.0 if join else 1 / splits),
@@ -107,9 +120,9 @@ def _workload(what: str, window: int | None, batch: int, *, join: bool = False) 
 
 
 WORKLOADS = [
-    _workload("window 1024", _WINDOW, 1, join=True),
+    _workload("sliding", WINDOW, 1, join=True),
     _workload("global", None, 1),
     _workload("global", None, 1, join=True),
-    _workload("window 1024", _WINDOW, 32),
+    _workload("sliding", WINDOW, 32),
     _workload("global", None, 32),
 ]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from tools.sass_model.control_flow import Loop
-from tools.sass_model.kernels import HIDDEN, Plan, Workload
+from tools.sass_model.kernels import HIDDEN, Case, Plan, Workload
 from tools.sass_model.kernels.few_rows import blocks_of, product_plan
 from tools.sass_model.predict import KernelModel
 
@@ -29,11 +29,11 @@ def _down(model: KernelModel) -> Plan:
     return product_plan(model, own, HIDDEN, _MLP, 1)
 
 
-def _workload(name: str, outputs: int, inner: int, weights: int, plan: Callable[[KernelModel], Plan]) -> Workload:
+def _workload(part: str, outputs: int, inner: int, weights: int, plan: Callable[[KernelModel], Plan]) -> Workload:
     return Workload(
         kernel="gated_mlp_kernel<bfloat16, 1>",
-        what=f"{name}, {weights * outputs} x {inner}, 1 row, bf16",
-        tokens=1,
+        case=Case("gated_mlp", length=1),
+        part=f"{part}, {weights * outputs} x {inner}",
         blocks=blocks_of(outputs),
         device_bytes=2 * weights * outputs * inner,
         plan=plan,

@@ -6,7 +6,7 @@ Of the epilogue's gate and residual both are counted, one of them runs.
 import math
 from functools import partial
 
-from tools.sass_model.kernels import HIDDEN, INNER, META_TOKENS, TOKENS, Plan, Workload
+from tools.sass_model.kernels import HIDDEN, INNER, META_TOKENS, TOKENS, Case, Plan, Workload
 from tools.sass_model.kernels.few_rows import blocks_of, product_plan
 from tools.sass_model.predict import KernelModel
 
@@ -26,19 +26,19 @@ def _few_plan(outputs: int, inner: int, weights: int, model: KernelModel) -> Pla
 def _few_rows(name: str, outputs: int, inner: int, weights: int = 1) -> Workload:
     return Workload(
         kernel=f"few_rows_kernel<bfloat16, 8, 1, {weights}>",
-        what=f"{name}, {weights * outputs} x {inner}, 1 row, bf16",
-        tokens=1,
+        case=Case("linear" if weights == 1 else "gated_linear", name, length=1),
+        detail=f"{weights * outputs} x {inner}",
         blocks=blocks_of(outputs, norm=False),
         device_bytes=2 * weights * outputs * inner,
         plan=partial(_few_plan, outputs, inner, weights),
     )
 
 
-def _epilogue(name: str, outputs: int) -> Workload:
+def _epilogue(op: str, name: str, outputs: int) -> Workload:
     return Workload(
         kernel="linear_epilogue_kernel<bfloat16, 8>",
-        what=f"{name}, {outputs} wide, 8192 + 128 tokens, bf16",
-        tokens=_ROWS,
+        case=Case(op, name),
+        detail=f"{outputs} wide",
         blocks=math.ceil(_ROWS * outputs / _VECTOR / _THREADS),
         device_bytes=3 * 2 * outputs * _ROWS,
         plan=_plan,
@@ -50,6 +50,6 @@ WORKLOADS = [
     _few_rows("out_proj", HIDDEN, INNER),
     _few_rows("gate and up", _MLP, HIDDEN, 2),
     _few_rows("down", HIDDEN, _MLP),
-    _epilogue("gate of the MLP", _MLP),
-    _epilogue("residual of out_proj", HIDDEN),
+    _epilogue("gated_linear", "gate of the MLP", _MLP),
+    _epilogue("linear", "residual of out_proj", HIDDEN),
 ]

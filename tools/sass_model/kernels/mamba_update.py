@@ -9,7 +9,7 @@ import math
 from functools import partial
 
 from tools.sass_model.control_flow import Loop
-from tools.sass_model.kernels import INNER, Plan, Workload, blocks_with, most
+from tools.sass_model.kernels import INNER, Case, Plan, Workload, blocks_with, most
 from tools.sass_model.predict import KernelModel
 
 _RANK, _STATES, _WIDTH = 100, 16, 4
@@ -85,12 +85,12 @@ def _channels(batch: int, model: KernelModel) -> Plan:
 
 def _workloads(batch: int) -> list[Workload]:
     sums, tokens = 4 * _SLICES * batch * _OUTPUTS, 2 * batch * INNER
-    what = f"1.5B layer, batch {batch}, 1 token, bf16"
+    case = Case("mamba_update", batch=batch, length=1)
     return [
         Workload(
             kernel="mamba_update_kernel<bfloat16>",
-            what=f"{what}: slices",
-            tokens=batch,
+            case=case,
+            part="slices",
             blocks=_SLICES,
             # x_proj, the filter with its bias; x, the states twice, u; what the channels add up.
             device_bytes=2 * INNER * (_OUTPUTS + _WIDTH + 1) + tokens * (2 * _WIDTH) + sums,
@@ -98,8 +98,8 @@ def _workloads(batch: int) -> list[Workload]:
         ),
         Workload(
             kernel="mamba_update_kernel<bfloat16>",
-            what=f"{what}: channels behind their wait",
-            tokens=batch,
+            case=case,
+            part="channels behind their wait",
             blocks=math.ceil(_GROUPS / _rounds(batch)) * batch,
             # dt_proj, D and dt_bias; A in float32, the states twice; u, z and out; what the slices left.
             device_bytes=2 * INNER * (_RANK + 2) + 4 * INNER * _STATES * (2 * batch + 1) + 3 * tokens + sums,

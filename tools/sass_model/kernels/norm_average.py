@@ -3,7 +3,18 @@
 Weights are bfloat16. Rounds without elements run, but for their loads and stores.
 """
 
-from tools.sass_model.kernels import INNER, META_TOKENS, TOKENS, Plan, Tile, Workload, blocks_with, packs, warps_of
+from tools.sass_model.kernels import (
+    INNER,
+    META_TOKENS,
+    TOKENS,
+    Case,
+    Plan,
+    Tile,
+    Workload,
+    blocks_with,
+    packs,
+    warps_of,
+)
 from tools.sass_model.predict import KernelModel
 
 _ROWS = TOKENS + META_TOKENS
@@ -26,8 +37,7 @@ def _plan(model: KernelModel) -> Plan:
 WORKLOADS = [
     Workload(
         kernel="norm_average_kernel<bfloat16, true, true>",
-        what="1.5B layer, 8192 + 128 tokens, bf16",
-        tokens=_ROWS,
+        case=Case("norm_average"),
         blocks=_ROWS,
         device_bytes=3 * 2 * INNER * _ROWS,
         plan=_plan,

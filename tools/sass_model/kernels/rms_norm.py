@@ -6,7 +6,7 @@ which does not run. Rounds without elements run, but for their loads and stores.
 
 import math
 
-from tools.sass_model.kernels import HIDDEN, META_TOKENS, TOKENS, Plan, Workload
+from tools.sass_model.kernels import HIDDEN, META_TOKENS, TOKENS, Case, Plan, Workload
 from tools.sass_model.predict import KernelModel
 
 _ROWS = TOKENS + META_TOKENS
@@ -20,8 +20,8 @@ def _plan(model: KernelModel) -> Plan:
 def _workload(name: str, dim: int, lanes: int) -> Workload:
     return Workload(
         kernel=f"rms_norm_kernel<bfloat16, {lanes}, true, true>",
-        what=f"{name}, {dim} wide, 8192 + 128 tokens, bf16",
-        tokens=_ROWS,
+        case=Case("rms_norm", name),
+        detail=f"{dim} wide",
         blocks=math.ceil(_ROWS * lanes / _THREADS),
         device_bytes=2 * 2 * dim * _ROWS,
         plan=_plan,

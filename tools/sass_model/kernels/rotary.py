@@ -3,7 +3,7 @@
 import math
 from functools import partial
 
-from tools.sass_model.kernels import META_TOKENS, TOKENS, Plan, Workload, rounds
+from tools.sass_model.kernels import META_TOKENS, TOKENS, Case, Plan, Workload, rounds
 from tools.sass_model.predict import KernelModel
 
 _ROWS = TOKENS + META_TOKENS
@@ -19,8 +19,8 @@ def _plan(heads: int, model: KernelModel) -> Plan:
 def _workload(name: str, heads: int) -> Workload:
     return Workload(
         kernel="rotary_kernel<bfloat16, 8>",
-        what=f"{name}, {heads} heads of {_HEAD_DIM}, 8192 + 128 tokens, bf16",
-        tokens=_ROWS,
+        case=Case("rotary", name),
+        detail=f"{heads} heads of {_HEAD_DIM}",
         blocks=math.ceil(_ROWS / _TOKENS_OF_TILE),
         device_bytes=2 * 2 * heads * _HEAD_DIM * _ROWS,
         plan=partial(_plan, heads),

@@ -6,6 +6,7 @@ from tools.sass_model.kernels import (
     INNER,
     META_TOKENS,
     TOKENS,
+    Case,
     Plan,
     Tile,
     Workload,
@@ -64,8 +65,7 @@ def _asked() -> dict[str, float]:
 WORKLOADS = [
     Workload(
         kernel="sm90_tiled_scan_kernel<bfloat16>",
-        what=f"1.5B layer, 8192 + 128 tokens, bf16, batch {batch}",
-        tokens=_T * batch,
+        case=Case("selective_scan", batch=batch),
         blocks=math.ceil(INNER / _CHANNELS) * batch,
         device_bytes=_memory_bytes(_T, INNER) * batch,
         plan=_plan,

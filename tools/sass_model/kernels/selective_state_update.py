@@ -1,6 +1,6 @@
 """One token of 32 rows: one round of the loop over tokens; no padding."""
 
-from tools.sass_model.kernels import INNER, Plan, Workload, most
+from tools.sass_model.kernels import INNER, Case, Plan, Workload, most
 from tools.sass_model.predict import KernelModel
 
 _BATCH, _STATES = 32, 16
@@ -15,8 +15,7 @@ def _plan(model: KernelModel) -> Plan:
 WORKLOADS = [
     Workload(
         kernel="selective_state_update_kernel<bfloat16, true, 2, 2>",
-        what="1.5B layer, batch 32, 1 token, bf16",
-        tokens=_BATCH,
+        case=Case("selective_state_update", batch=_BATCH, length=1),
         blocks=_BATCH * INNER * _LANES // _THREADS,
         # The state twice and A in float32; x, dt, z and out; D and dt_bias in float32.
         device_bytes=4 * INNER * _STATES * (2 * _BATCH + 1) + 2 * 4 * INNER * _BATCH + 2 * 4 * INNER,
