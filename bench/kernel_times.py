@@ -225,8 +225,8 @@ def print_problems(results: dict[str, Any]) -> None:
     for row in results["rows"]:
         if row["blocks"] != row["described_blocks"]:
             print(
-                f"kernel_times: {row['kernel']} ({row['what']}) was launched with {row['blocks']} blocks, its "
-                f"description has {row['described_blocks']}"
+                f"kernel_times: note: {row['kernel']} ({row['what']}) has {row['blocks']} blocks, of which "
+                f"{row['described_blocks']} are described"
             )
     for row in results["missing"]:
         why = row["failure"] or f"its call ran {', '.join(row['seen']) or 'no kernel that the profiler saw'}"

@@ -294,15 +294,15 @@ def test_what_is_not_found_is_named(monkeypatch, capsys, tmp_path):
         elif case.name == "B":
             raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
         else:
-            yield profiler_name("rms_norm_kernel<bfloat16, 64, true, true>"), 7
+            yield profiler_name("rms_norm_kernel<bfloat16, 64, true, true>"), 2081
 
     gpu = Gpu(monkeypatch, runs)
     path = tmp_path / "times.json"
     assert kernel_times.main(["--ops", "rms_norm", "--json", str(path), "--no-predictions"]) == 1
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("kernel_times: ")]
     assert [line.removeprefix("kernel_times: ") for line in lines] == [
-        "rms_norm_kernel<bfloat16, 64, true, true> (hidden states, 8192 + 128 tokens, bf16) was launched with 7 blocks, "
-        "its description has 2080",
+        "note: rms_norm_kernel<bfloat16, 64, true, true> (hidden states, 8192 + 128 tokens, bf16) has 2081 blocks, of "
+        "which 2080 are described",
         "not found: rms_norm_kernel<bfloat16, 8, true, true> (dt, 8192 + 128 tokens, bf16): its call ran "
         "rms_norm_kernel<bfloat16, 8, false, false>",
         "not found: rms_norm_kernel<bfloat16, 8, true, true> (B, 8192 + 128 tokens, bf16): RuntimeError: CUDA error: an "

@@ -9,9 +9,8 @@ import pytest
 from test_sass_model import H100, instruction, model
 
 from tools.sass_model.bounds import tally
-from tools.sass_model.kernels import Plan, Tile, blocks_with, enters, most
-from tools.sass_model.kernels.attention import WORKLOADS as ATTENTION
-from tools.sass_model.kernels.selective_scan_sm90 import WORKLOADS as SCAN
+from tools.sass_model.disassembly import NO_BARRIER, Instruction, Kernel
+from tools.sass_model.kernels import Plan, Tile, blocks_with, enters, most, own_code, without, workloads
 from tools.sass_model.machine import Assumptions
 from tools.sass_model.predict import KernelModel, Launch
 from tools.sass_model.tile import CLASSES, ISSUED, TileCounts, count
@@ -95,7 +94,75 @@ def test_blocks_that_lead_into_a_loop():
 def test_what_the_mathematics_asks_for_by_hand():
     """Of the layer's shapes, from kernels that have nothing of what a plan looks for but the loops' opcodes."""
     loops = model("apart")
-    for workload, special, tensor, memory in ((ATTENTION[0], 130, 384, 64 * 192 * 2), (SCAN[0], 608, 16, 10240)):
-        tile = workload.plan(loops).tile
+    for op, special, tensor, memory in (
+        ("attention", 130, 384, 64 * 192 * 2),
+        ("selective_scan", 608, 16, 10240),
+    ):
+        tile = workloads(op)[0].plan(loops).tile
         assert tile is not None
         assert (tile.asked["special"], tile.asked["tensor"], tile.memory_bytes) == (special, tensor, memory)
+    # Four rows of 1600, 32 of 100: two squares a pair of elements, one weight a block.
+    for (special, floats, loads, memory), workload in zip(
+        ((4, 600, 31.25, 25600), (8, 300, 12.890625, 12800)), workloads("rms_norm")[:2], strict=True
+    ):
+        tile = workload.plan(loops).tile
+        assert tile is not None
+        assert (tile.asked["special"], tile.asked["float"], tile.asked["loads"]) == (special, floats, loads)
+        assert tile.memory_bytes == memory
+
+
+def test_code_of_one_branch():
+    apart = model("apart")
+    inner, copies = most(apart, "MUFU"), most(apart, "LDG")
+    blocks = own_code(apart, copies, inner)
+    assert {apart.flow.address(block) for block in blocks} == {0x2C0, 0x2F0, 0x350, 0x420}
+    plan = without(apart, blocks)
+    assert plan.trips == {copies: 0.0} and set(plan.weights) == {0x2C0, 0x2F0, 0x350, 0x420}
+    assert set(plan.weights.values()) == {0.0}
+
+
+def update_kernel(parameter: list[str], other: list[str]) -> KernelModel:
+    """As the update ops' kernels are built: padding's zeros, two kinds of a parameter, a loop over tokens."""
+    code = [
+        ("ISETP", ""), ("BRA", "zeros"), ("BRA", "other"), *((opcode, "") for opcode in parameter), ("BRA", "begin"),
+        ("LABEL", "other"), *((opcode, "") for opcode in other), ("LABEL", "begin"), ("MOV", ""),
+        ("LABEL", "token"), ("FFMA", ""), ("MUFU.EX2", ""), ("BRA", "token"), ("EXIT", ""),
+        ("LABEL", "zeros"), ("STG.E", ""), ("BRA", "zeros"), ("EXIT", ""),
+    ]  # fmt: skip
+    at, labels, instructions = 0, {}, []
+    for opcode, name in code:
+        if opcode == "LABEL":
+            labels[name] = at
+        else:
+            at += 16
+    at = 0
+    for opcode, name in code:
+        if opcode != "LABEL":
+            predicate = "P0" if name in ("zeros", "other", "token") else None
+            target = labels.get(name) if opcode == "BRA" else None
+            instructions.append(Instruction(at, predicate, opcode, "", target, 1, NO_BARRIER, NO_BARRIER, 0))
+            at += 16
+    return KernelModel(Kernel("update", 90, 32, instructions=instructions))
+
+
+def test_updates_leave_out_padding_and_the_other_kind_of_parameters():
+    # Float32 taps are loaded without a PRMT, rates in the inputs' type with one.
+    conv = update_kernel(["LDG.E.128"], ["LDG.E.128", "PRMT"])
+    state = update_kernel(["LDG.E.64", "PRMT"], ["LDG.E.128"])
+    for op, kernel in (("causal_conv1d_update", conv), ("selective_state_update", state)):
+        plan = workloads(op)[0].plan(kernel)
+        token, zeros = most(kernel, "MUFU"), most(kernel, "STG")
+        assert plan.trips.get(token, 1.0) == 1 and plan.trips[zeros] == 0
+        other_kind = kernel.flow.address(2)
+        assert plan.weights.pop(other_kind) == 0 and kernel.code(2)[0].opcode.startswith("LDG")
+        assert set(plan.weights.values()) == {0.0}
+        assert {kernel.flow.address(block) for block in zeros.blocks} <= set(plan.weights)
+        assert not any(i.opcode.startswith(("LDG", "FFMA")) for block in kernel.flow.reachable
+                       if kernel.flow.address(block) in plan.weights for i in kernel.code(block))  # fmt: skip
+        assert plan.tile is not None
+    # 512 channels: SiLU's two; x, three inputs, four taps and a bias in, the output and three inputs out.
+    asked = workloads("causal_conv1d_update")[0].plan(conv).tile.asked
+    assert (asked["special"], asked["float"], asked["loads"], asked["stores"]) == (32, 112, 18, 8)
+    # 64 channels of 16 states: 1024 decays, softplus and gate.
+    asked = workloads("selective_state_update")[0].plan(state).tile.asked
+    assert (asked["special"], asked["float"], asked["stores"]) == (38, 162, 8.25)

@@ -30,9 +30,11 @@ __all__ = [
     "blocks_with",
     "enters",
     "most",
+    "own_code",
     "packs",
     "rounds",
     "warps_of",
+    "without",
     "workloads",
 ]
 
@@ -158,3 +160,16 @@ def enters(model: KernelModel, loop: Loop) -> set[int]:
         for block in model.own_blocks(loop.parent)
         if model.flow.successors[block] == [loop.header]
     }
+
+
+def own_code(model: KernelModel, inside: Loop, elsewhere: Loop) -> frozenset[int]:
+    """The basic blocks that only those run who come to the first loop, and not to the second."""
+    return model.flow.branch(inside, None, [elsewhere.header]).own
+
+
+def without(model: KernelModel, blocks: frozenset[int]) -> Plan:
+    """The plan of a launch that runs all code but these basic blocks."""
+    return Plan(
+        {loop: 0.0 for loop in model.loops if loop.header in blocks},
+        weights={model.flow.address(block): 0.0 for block in blocks},
+    )

@@ -9,7 +9,7 @@ import math
 from functools import partial
 
 from tools.sass_model.control_flow import Loop
-from tools.sass_model.kernels import INNER, Case, Plan, Workload, blocks_with, most
+from tools.sass_model.kernels import INNER, Case, Plan, Workload, blocks_with, most, own_code, without
 from tools.sass_model.predict import KernelModel
 
 _RANK, _STATES, _WIDTH = 100, 16, 4
@@ -22,11 +22,6 @@ _SMS, _BLOCKS = 132, 2  # of an H100; of an SM
 def _rounds(batch: int) -> int:
     """Groups of a block, one after the other."""
     return math.ceil(batch * _GROUPS / (_SMS * _BLOCKS - _SLICES))
-
-
-def _own(model: KernelModel, inside: Loop, elsewhere: Loop) -> frozenset[int]:
-    """The blocks of code that only those run who come to the first loop, and not to the second."""
-    return model.flow.branch(inside, None, [elsewhere.header]).own
 
 
 def _waits(model: KernelModel) -> tuple[Loop, Loop]:
@@ -47,17 +42,10 @@ def _behind(model: KernelModel, loop: Loop) -> set[int]:
     return behind
 
 
-def _without(model: KernelModel, blocks: frozenset[int]) -> Plan:
-    return Plan(
-        {loop: 0.0 for loop in model.loops if loop.header in blocks},
-        weights={model.flow.address(block): 0.0 for block in blocks},
-    )
-
-
 def _slices(batch: int, model: KernelModel) -> Plan:
     copies, (poll, _) = most(model, "LDGSTS"), _waits(model)
-    slices = _own(model, copies, poll)
-    plan = _without(model, _own(model, poll, copies))
+    slices = own_code(model, copies, poll)
+    plan = without(model, own_code(model, poll, copies))
     own = [loop for loop in model.loops if loop.header in slices]
     row = next(loop for loop in own if any(child.parent is loop and model.count(child, "MUFU.EX2") for child in own))
     states = next(loop for loop in own if model.count(loop, "SHFL") and model.count(loop, "LDG"))
@@ -70,9 +58,9 @@ def _slices(batch: int, model: KernelModel) -> Plan:
 
 def _channels(batch: int, model: KernelModel) -> Plan:
     copies, (poll, padding) = most(model, "LDGSTS"), _waits(model)
-    left_out = set(_own(model, copies, poll) | _own(model, padding, poll))
+    left_out = set(own_code(model, copies, poll) | own_code(model, padding, poll))
     left_out |= model.flow.reachable - _behind(model, poll)
-    plan = _without(model, frozenset(left_out))
+    plan = without(model, frozenset(left_out))
     groups = next(loop for loop in model.loops if loop.parent is None and model.count(loop, "LDG.E.64"))
     plan.trips[groups] = rounds = _rounds(batch)
     tokens = next(loop for loop in model.loops if loop.parent is groups and model.count(loop, "SHFL"))
