@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tools.sass_model import pair as pair_model
 from tools.sass_model.disassembly import parse
 from tools.sass_model.pair import Side, batched, blocks_together, pair, table
 from tools.sass_model.predict import KernelModel, Launch, predict
@@ -62,6 +63,15 @@ def test_bytes_add_up():
     one = side(threads=256, blocks=132, device_bytes=3e9)
     both = pair(one, one)
     assert (both.bound_us, both.binds) == (pytest.approx(2000), "bytes")
+
+
+def test_two_that_do_not_fit_an_sm_together_are_refused(monkeypatch):
+    sides = {"attention_sm90": side(registers=112, threads=384), "selective_scan_sm90": side(registers=88, threads=256)}
+    monkeypatch.setattr(pair_model, "described", lambda cubin_of, op, workload: sides[op])
+    assert pair_model.problems(None) == []
+    sides["selective_scan_sm90"] = side(registers=96, threads=256)
+    (problem,) = pair_model.problems(None)
+    assert problem.endswith("it holds ((0, 2), (1, 0))")
 
 
 def test_table():

@@ -96,7 +96,7 @@ def test_what_the_mathematics_asks_for_by_hand():
     loops = model("apart")
     for op, special, tensor, memory in (
         ("attention", 130, 384, 64 * 192 * 2),
-        ("selective_scan", 608, 16, 10240),
+        ("selective_scan_sm90", 608, 16, 10240),
     ):
         tile = workloads(op)[0].plan(loops).tile
         assert tile is not None

@@ -23,6 +23,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -228,7 +229,9 @@ def main() -> int:
     results = measured.read()
     print("\n\n".join("\n".join(table(rows, results)) for table in TABLES.values()))
     if not problems and (options.check or options.write):
-        models = {name: say(lambda op: folder / f"{op}.sm_90.cubin") for name, say in MODELS.items()}
+        made = partial(pair.hopper_cubin, folder)
+        problems += pair.problems(made)
+        models = {name: say(made) for name, say in MODELS.items()}
         problems += update_docs(rows, version, options.write, models, results)
     for problem in problems:
         print(f"check_cubins: {problem}", file=sys.stderr)

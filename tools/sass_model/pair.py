@@ -148,6 +148,13 @@ def table(rows: Sequence[tuple[str, Pair]]) -> list[str]:
     return lines
 
 
+def problems(cubin_of: CubinOf) -> list[str]:
+    """The layer's two kernels are made to fit an SM together."""
+    attention, scan = (described(cubin_of, op, workloads(op)[0]) for op in ("attention_sm90", "selective_scan_sm90"))
+    mixes = blocks_together(attention, scan)
+    return [] if (1, 1) in mixes else [f"attention and the scan do not fit an SM together: it holds {mixes}"]
+
+
 def report(cubin_of: CubinOf) -> list[str]:
     scan = described(cubin_of, "selective_scan_sm90", workloads("selective_scan_sm90")[0])
     rows = []
