@@ -155,6 +155,23 @@ def ratios(results: Sequence[Result]) -> list[str]:
     return [*machines(results), note, "", *markdown(("op", *dtypes, "cases"), lines)]
 
 
+def decode(results: Sequence[Result]) -> list[str]:
+    """bench/decode_throughput.py: steps of a stack of layers."""
+    titles = ("layers", "dtype", "batch", "context", "implementation", "ms (least to most)", "us a layer", "tokens/s",
+              "x plain", "MB", "of copy bandwidth", "floor ms", "x floor")  # fmt: skip
+    rows = [
+        (
+            row["layer"], row["dtype"], f"{row['batch']}", f"{row['context']}", row["implementation"],
+            f"{number(row['ms'])} ({number(row['ms_min'])} to {number(row['ms_max'])})", number(row["us_per_layer"]),
+            number(row["tokens_per_s"]), _optional(row["ratio_to_best_plain"]), number(row["bytes"] / 1e6),
+            f"{row['share_of_copy']:.0%}", number(row["floor_ms"]), number(row["ratio_to_floor"]),
+        )
+        for result in results
+        for row in result["rows"]
+    ]  # fmt: skip
+    return [*machines(results), *markdown(titles, rows), *_not_run(results)]
+
+
 def op_times(results: Sequence[Result]) -> list[str]:
     """bench/sweep.py on a GPU: single ops beside their floors, and peers."""
     titles = ("op", "layer", "dtype", "batch, tokens", "ms", "x plain", "floor ms", "x floor", "peers ms")
@@ -177,6 +194,7 @@ KINDS: dict[str, Callable[[Sequence[Result]], list[str]]] = {
     "memory": memory,
     "ratios": ratios,
     "op_times": op_times,
+    "decode": decode,
 }
 
 
@@ -203,7 +221,7 @@ def renew(page: str, folder: Path = RESULTS) -> str:
             raise Unusable(f"no table is called {kind}: {', '.join(KINDS)}")
         results = load(names, folder)
         try:
-            lines = KINDS[kind](results) if results else [f"Not measured yet: no bench/results/{names}.json."]
+            lines = KINDS[kind](results) if results else [f"Not measured yet: bench/results/ has no {' or '.join(names.split())}."]
         except KeyError as missing:
             raise Unusable(f"{names} has no {missing} for a table {kind}") from None
         return begin + "\n".join(lines) + "\n" + end
