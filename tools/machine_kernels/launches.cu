@@ -80,8 +80,9 @@ struct Spread {
   std::vector<double> first, median, last;
   void add(std::vector<uint64_t> times, uint64_t from) {
     std::sort(times.begin(), times.end());
+    // In integers: as doubles, nanoseconds since 1970 are 256 apart.
     const auto us = [from](uint64_t time) {
-      return (static_cast<double>(time) - static_cast<double>(from)) * 1e-3;
+      return static_cast<double>(static_cast<int64_t>(time - from)) * 1e-3;
     };
     first.push_back(us(times.front()));
     median.push_back(us(times[times.size() / 2]));
@@ -174,8 +175,8 @@ int chain(bool overlaps, bool in_graph, std::vector<double>& out) {
   std::vector<uint64_t> read;
   HYMBA_MACHINE_TRY(stamps.read(read));
   constexpr int kFrom = 8;  // behind the head, in step
-  const auto of = [&](int launch) { return static_cast<double>(read[launch * blocks]); };
-  out.push_back((of(kChain - 1) - of(kFrom)) * 1e-3 / (kChain - 1 - kFrom));
+  const uint64_t ns = read[(kChain - 1) * blocks] - read[kFrom * blocks];
+  out.push_back(static_cast<double>(ns) * 1e-3 / (kChain - 1 - kFrom));
   return cudaSuccess;
 }
 

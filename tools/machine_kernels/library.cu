@@ -30,8 +30,13 @@ const std::vector<Measure>& measures() {
 extern "C" const char* hymba_measure(const char* name, double* values, int* count) {
   for (const auto& measure : hymba::machine::measures()) {
     if (measure.name != name) continue;
+    // Where there is no device this says so; the measurements count on one.
+    if (const cudaError_t error = cudaFree(nullptr)) return cudaGetErrorString(error);
     std::vector<double> found;
-    if (const int error = measure.run(found)) return cudaGetErrorString(static_cast<cudaError_t>(error));
+    if (const int error = measure.run(found)) {
+      cudaGetLastError();  // or the next measurement would find it
+      return cudaGetErrorString(static_cast<cudaError_t>(error));
+    }
     if (static_cast<int>(found.size()) > *count) return "more values than there is room for";
     std::copy(found.begin(), found.end(), values);
     *count = static_cast<int>(found.size());

@@ -260,7 +260,7 @@ __global__ void pause_kernel(uint64_t ns) {
 }
 
 // Microseconds to read the weights: from device memory; again, from L2; behind prefetches and a pause; by
-// blocks that prefetch them first. And until all prefetches are issued; and the bytes.
+// blocks that prefetch them first. And until all prefetches are issued.
 int prefetches(std::vector<double>& out) {
   const int blocks = multiprocessors() * kWeightBlocks;
   const int lines = static_cast<int>(kWeightBytes / kLine) / blocks;
@@ -295,7 +295,6 @@ int prefetches(std::vector<double>& out) {
     HYMBA_MACHINE_TRY(run(weights_kernel<true, true>, both));
   }
   for (const auto* times : {&cold, &warm, &behind, &both, &issued}) out.push_back(trimmed_mean(*times));
-  out.push_back(static_cast<double>(lines) * blocks * kLine);
   return cudaSuccess;
 }
 

@@ -237,7 +237,8 @@ void add_shared_loads(std::vector<Measure>& all) {
     all.push_back(throughput<SharedLoads<kBytes>>(name + suffix, true, in));
   };
   loads("", lanes([](int lane) { return lane * kBytes; }));
-  // Neighbours read the same; or lanes that are 32 / n apart.
+  if (kBytes == 4) return;
+  // n neighbours read the same; or lanes that are 32 / n apart.
   for (int n : {2, 4, 8, 16, 32}) {
     const std::string same = std::to_string(n);
     loads("_neighbours" + same, lanes([=](int lane) { return lane / n * kBytes; }));

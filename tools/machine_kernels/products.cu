@@ -79,9 +79,8 @@ __global__ void bf16_dot_kernel(const Dot* dots, float* results) {
 }
 
 constexpr float kUlp = 1.0f / (1 << 23);  // of 1
-constexpr int kMostBits = 6;
 
-// What each result says: ROUNDING in entries.py.
+// What each result says: rounding() and added_bits() in entries.py.
 std::vector<Dot> dots() {
   const float tf32_ulp = 1.0f / (1 << 10);
   std::vector<Dot> all = {
@@ -90,13 +89,11 @@ std::vector<Dot> dots() {
       {1.0f, {1.75f * kUlp}, {1.0f}},    // a sum, three quarters to its next float
       {-1.0f, {-1.75f * kUlp}, {1.0f}},  // below zero
   };
-  // Eight products that together are one ulp of the sum, or two, ...: each of them is 2^-3 to 2^2 of it.
-  for (int bits = 1; bits <= kMostBits; ++bits) {
+  // Eight products of 1/2, 1/4 and 1/8 ulp of the sum that they are added to; together 4, 2 and 1.
+  for (int bits = 1; bits <= 3; ++bits) {
     Dot dot{1.0f, {}, {}};
-    for (int k = 0; k < 8; ++k) {
-      dot.a[k] = kUlp * static_cast<float>(1 << kMostBits >> bits) / 32;
-      dot.b[k] = 4.0f;
-    }
+    std::fill_n(dot.a, 8, kUlp / static_cast<float>(1 << bits));
+    std::fill_n(dot.b, 8, 1.0f);
     all.push_back(dot);
   }
   return all;
