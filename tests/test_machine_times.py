@@ -71,8 +71,8 @@ LOOPS = [
     LoopCase("Products<Tf32, 4>", {"HMMA.1688.F32.TF32": 32}, "mma_tf32", 32, others=8),
     LoopCase("Products<Bf16, 4>", {"HMMA.16816.F32.BF16": 32}, "mma_bf16", 32, others=8),
     # R2UR: descriptors to uniform registers, for which there is room.
-    LoopCase("Scores", {"HGMMA.64x128x16.F32.BF16": 32, "R2UR": 64}, "wgmma_scores_1", 32, others=20),
-    LoopCase("Values", {"HGMMA.64x64x16.F32.BF16": 32}, "wgmma_values_1", 32, others=32),
+    LoopCase("Scores", {"HGMMA.64x64x16.F32.BF16": 32, "R2UR": 64}, "wgmma_scores_1", 32, others=20),
+    LoopCase("Values", {"HGMMA.64x128x16.F32.BF16": 32}, "wgmma_values_1", 32, others=32),
     chain("Chains<Ex2, 1>", "MUFU.EX2", 64, "ex2"),
     chain("Chains<Ffma, 1>", "FFMA", 128, "ffma"),
     chain("Chains<Lop3, 1>", "LOP3.LUT", 128, "lop3"),

@@ -240,8 +240,8 @@ def wgmma_clocks(columns: int) -> Callable[[Card], float]:
 
 def hopper_entries() -> Iterator[Entry]:
     for name, what, columns in (
-        ("scores", "wgmma m64n128k16, a in shared memory", 128),
-        ("values", "wgmma m64n64k16, a in registers", 64),
+        ("scores", "wgmma m64n64k16, a in shared memory", 64),
+        ("values", "wgmma m64n128k16, a in registers", 128),
     ):
         for groups in (1, 2, 3):
             together = f"{what}: {groups} warpgroup{'s' * (groups > 1)}"

@@ -1,31 +1,34 @@
-// Matrix products of warpgroups (wgmma), in the shapes of csrc/cuda/attention_sm90_rows.cuh.
+// Matrix products of warpgroups (wgmma), in the shapes that csrc/cuda/attention_sm90_rows.cuh has in the 1.5B
+// layer.
 #include "cuda/attention_sm90_tile.cuh"
 #include "measure.cuh"
 
 namespace hymba::machine {
 namespace {
 
-using Tile = cuda::Sm90Tile<64, 64>;
+constexpr int kValueDim = 128;
+using Tile = cuda::Sm90Tile<64, kValueDim>;
 constexpr int kThreads = Tile::kConsumers * cuda::kWarpgroup;
 
-// The tile of b, and from its end on a's, of zeros.
+constexpr int kSharedBytes = Tile::kValueBytes + Tile::kQueryBytes;
+
+// A tile of K or V, behind it one of Q, of zeros.
 __device__ __forceinline__ unsigned char* zeroed_tiles() {
   HYMBA_DYNAMIC_SHARED(bytes);
-  for (int i = threadIdx.x; i < (Tile::kKeyBytes + Tile::kQueryBytes) / 16; i += blockDim.x)
-    reinterpret_cast<uint4*>(bytes)[i] = {};
+  for (int i = threadIdx.x; i < kSharedBytes / 16; i += blockDim.x) reinterpret_cast<uint4*>(bytes)[i] = {};
   cuda::async_proxy_fence();
   __syncthreads();
   return bytes;
 }
 
-// Scores: a and b in shared memory, kSteps products over a head's 64 columns, several times.
+// Scores: a (Q) and b (K) in shared memory, products over a head's 64 columns, again and again.
 class Scores {
  public:
   static constexpr int kPerRound = 32, kColumns = Tile::kKeys;
   __device__ explicit Scores(const LoopInputs&) {
     const unsigned char* tiles = zeroed_tiles();
     b_ = cuda::wgmma_tile(tiles);
-    a_ = cuda::wgmma_tile(tiles + Tile::kKeyBytes +
+    a_ = cuda::wgmma_tile(tiles + Tile::kValueBytes +
                           threadIdx.x / cuda::kWarpgroup * cuda::kWarpgroupRows * cuda::kPartBytes);
   }
   __device__ void round() {
@@ -47,11 +50,12 @@ class Scores {
   float sums_[kColumns / 2] = {};
 };
 
-// Values: a in registers, b's rows those of a tile of V.
+// Values: a (probabilities) in registers, b's rows those of a tile of V.
 class Values {
  public:
-  static constexpr int kPerRound = 32, kColumns = 64, kSteps = Tile::kKeys / 16;
-  __device__ explicit Values(const LoopInputs& in) : b_(cuda::wgmma_tile(zeroed_tiles())) {
+  static constexpr int kPerRound = 32, kColumns = kValueDim, kSteps = Tile::kKeys / 16;
+  __device__ explicit Values(const LoopInputs& in)
+      : b_(cuda::wgmma_tile(zeroed_tiles(), Tile::kKeys * cuda::kPartBytes)) {
     // Zeros that the compiler cannot know to be the same: each has its register.
     for (int i = 0; i < 4 * kSteps; ++i)
       a_[i / 4][i % 4] = __float_as_uint(static_cast<float>(threadIdx.x + i) * in.zero);
@@ -83,7 +87,7 @@ Measure warpgroups(const std::string& name) {
             for (int groups = 1; groups <= Tile::kConsumers; ++groups) {
               Elapsed round;
               LoopLaunch launch{groups * cuda::kWarpgroup};
-              launch.shared_bytes = Tile::kKeyBytes + Tile::kQueryBytes;
+              launch.shared_bytes = kSharedBytes;
               HYMBA_MACHINE_TRY((time_loop<Loop, kThreads>(launch, {}, round)));
               out.push_back(round.clocks / Loop::kPerRound / groups);
             }
