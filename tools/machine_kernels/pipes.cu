@@ -237,12 +237,13 @@ void add_shared_loads(std::vector<Measure>& all) {
     all.push_back(throughput<SharedLoads<kBytes>>(name + suffix, true, in));
   };
   loads("", lanes([](int lane) { return lane * kBytes; }));
-  if (kBytes == 4) return;
-  // n neighbours read the same; or lanes that are 32 / n apart.
-  for (int n : {2, 4, 8, 16, 32}) {
-    const std::string same = std::to_string(n);
-    loads("_neighbours" + same, lanes([=](int lane) { return lane / n * kBytes; }));
-    loads("_apart" + same, lanes([=](int lane) { return lane % (kWarp / n) * kBytes; }));
+  if constexpr (kBytes > 4) {
+    // n neighbours read the same; or lanes that are 32 / n apart.
+    for (int n : {2, 4, 8, 16, 32}) {
+      const std::string same = std::to_string(n);
+      loads("_neighbours" + same, lanes([=](int lane) { return lane / n * kBytes; }));
+      loads("_apart" + same, lanes([=](int lane) { return lane % (kWarp / n) * kBytes; }));
+    }
   }
 }
 
