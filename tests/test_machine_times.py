@@ -101,7 +101,7 @@ def need_nvcc() -> str:
 @pytest.fixture(scope="module")
 def library(tmp_path_factory) -> Path:
     """As machine_times builds it on an H100."""
-    return machine_times.build(need_nvcc(), tmp_path_factory.mktemp("machine"), hopper=True)
+    return machine_times.build(need_nvcc(), tmp_path_factory.mktemp("machine"), "9.0")
 
 
 @pytest.fixture(scope="module")
@@ -191,11 +191,11 @@ def test_kernels_for_other_gpus_do_not_spill(tmp_path):
 
     def compiled(source: Path) -> list[Kernel]:
         cubin = tmp_path / f"{source.stem}.cubin"
-        options = [*machine_times.compiler_options(hopper=True)[:2], "-arch=sm_80", "-I", cubins.ROOT / "csrc"]
+        options = machine_times.compiler_options("8.0")
         subprocess.run([nvcc, *options, "-cubin", source, "-o", cubin], check=True, capture_output=True)
         return read_cubin(cubin)
 
-    sources = [source for source in machine_times.sources(hopper=False) if source.stem != "library"]
+    sources = [source for source in machine_times.sources("8.0") if source.stem != "library"]
     assert [source.stem for source in sources] == ["launches", "memory", "pipes", "products"]
     with ThreadPoolExecutor(2) as pool:
         found = [kernel for all_of_one in pool.map(compiled, sources) for kernel in all_of_one]
@@ -355,8 +355,8 @@ def test_the_command(tmp_path, monkeypatch, capsys, fails):
     program(tmp_path, monkeypatch, "nvidia-smi", SMI)
     program(tmp_path, monkeypatch, "nvcc", "echo release 13.0, V13.0.88")
     monkeypatch.setattr(machine_times, "find_nvcc", lambda: str(tmp_path / "nvcc"))
-    monkeypatch.setattr(machine_times, "build", lambda nvcc, folder, hopper: folder / f"library-{hopper}")
-    monkeypatch.setattr(machine_times, "load", lambda library: run if library.name == "library-True" else None)
+    monkeypatch.setattr(machine_times, "build", lambda nvcc, folder, capability: folder / capability)
+    monkeypatch.setattr(machine_times, "load", lambda library: run if library.name == "9.0" else None)
     file = tmp_path / "out" / "h100_machine.json"
     assert machine_times.main(["--json", str(file)]) == (1 if fails else 0)
     stored = json.loads(file.read_text())

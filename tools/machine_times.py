@@ -64,20 +64,27 @@ def device_facts() -> dict[str, str]:
     return dict(zip(COLUMNS, (cell.strip() for cell in done.stdout.splitlines()[0].split(",")), strict=True))
 
 
-def compiler_options(hopper: bool) -> list[str]:
-    architecture = "-gencode=arch=compute_90a,code=sm_90a" if hopper else "-arch=native"
-    return ["-std=c++20", "-O3", architecture, "-I", str(ROOT / "csrc")]
+def is_hopper(capability: str) -> bool:
+    return capability == "9.0"
 
 
-def sources(hopper: bool) -> list[Path]:
-    return [source for source in sorted(KERNELS.glob("*.cu")) if hopper or not source.stem.endswith("_sm90")]
+def compiler_options(capability: str) -> list[str]:
+    number = capability.replace(".", "") + ("a" if is_hopper(capability) else "")
+    return ["-std=c++20", "-O3", f"-gencode=arch=compute_{number},code=sm_{number}", "-I", str(ROOT / "csrc")]
 
 
-def build(nvcc: str, folder: Path, hopper: bool) -> Path:
+def sources(capability: str) -> list[Path]:
+    found = sorted(KERNELS.glob("*.cu"))
+    return [source for source in found if is_hopper(capability) or not source.stem.endswith("_sm90")]
+
+
+def build(nvcc: str, folder: Path, capability: str) -> Path:
     """The shared library of all sources, each compiled by an nvcc of its own."""
     library = folder / "libmachine.so"
-    options = [*compiler_options(hopper), *(["-DHYMBA_MACHINE_SM90"] if hopper else []), "-Xcompiler", "-fPIC"]
-    files = sources(hopper)
+    options = [*compiler_options(capability), "-Xcompiler", "-fPIC"]
+    if is_hopper(capability):
+        options.append("-DHYMBA_MACHINE_SM90")
+    files = sources(capability)
     objects = [folder / f"{source.stem}.o" for source in files]
 
     def run(command: list[str]) -> None:
@@ -133,7 +140,7 @@ def record(entry: Entry, values: Sequence[float], card: Card) -> dict[str, Any]:
 
 def measure_all(run: Run, facts: Mapping[str, Any], save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """All entries that the device has; `save` gets what is there after each measurement."""
-    hopper, card = facts["compute_cap"] == "9.0", card_of(facts["compute_cap"])
+    hopper, card = is_hopper(facts["compute_cap"]), card_of(facts["compute_cap"])
     result: dict[str, Any] = {**facts, "card": card.name, "entries": [], "failed": {}}
     wanted = [entry for entry in ENTRIES if hopper or not entry.hopper]
     for name in dict.fromkeys(entry.measure for entry in wanted):
@@ -220,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         try:
-            run = load(build(nvcc, Path(folder), hopper=facts["compute_cap"] == "9.0"))
+            run = load(build(nvcc, Path(folder), facts["compute_cap"]))
         except CompileError as error:
             print(f"machine_times: {error}")
             return 1
