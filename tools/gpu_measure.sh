@@ -19,7 +19,7 @@ results="$out/${card:-gpu}"
 layer=("$python" bench/layer_throughput.py --device cuda --dtype bfloat16 --parts)
 sweep=("$python" bench/sweep.py --device cuda --presets 1.5b --dtypes bfloat16 --batches 1)
 
-run_step machine 60 "$python" tools/machine_times.py "${results}_machine.json"
+run_step machine 120 "$python" tools/machine_times.py --json "${results}_machine.json"
 run_step kernels 90 "$python" bench/kernel_times.py --json "${results}_kernels.json"
 run_step decode 100 "$python" bench/decode_throughput.py --device cuda --dtype bfloat16 --json "${results}_decode.json"
 run_step layer_b1_8192 130 "${layer[@]}" --seq-len 8192 --implementations hymba_ops,plain,flex,published \
