@@ -18,7 +18,7 @@ struct EqualRegisters {
   __device__ __forceinline__ static void of_helper() {}
 };
 
-// launch: tiled_scan_kernel<*> threads 256, shared 92160
+// launch: tiled_scan_kernel<*> threads 256, shared 88064
 template <class T>
 __global__ void __launch_bounds__(kTiledThreads, 2) tiled_scan_kernel(SelectiveScanParams p) {
   scan_tiles<T, EqualRegisters>(p);

@@ -99,7 +99,10 @@ class TiledScanHelper {
   __device__ __forceinline__ static int state_token() { return id() % (kHelpers / 2) / kStatePacks; }
   __device__ __forceinline__ static int state_pack() { return id() % kStatePacks * kPack; }
   // It prepares and finishes two channels of two tokens of every sixteen: a warp 8 channels of 16 tokens.
-  __device__ __forceinline__ static int channel() { return id() / 32 * 8 + id() % 32 / 8 * 2; }
+  // Half a warp's rows are four apart, and so in different banks.
+  __device__ __forceinline__ static int channel() {
+    return id() / 32 * 8 + id() % 16 / 8 * 4 + id() % 32 / 16 * 2;
+  }
   __device__ __forceinline__ static int token() { return id() % 8 * 2; }
   // The first row of a tile's stage.
   __device__ __forceinline__ static int stage(int tile) { return tile % kStages * kTiledTokens; }

@@ -18,7 +18,7 @@ struct DealtRegisters {
   __device__ __forceinline__ static void of_helper() { set_registers<kScanRegisters, kHelperRegisters>(); }
 };
 
-// launch: sm90_tiled_scan_kernel<*> threads 256, shared 92160
+// launch: sm90_tiled_scan_kernel<*> threads 256, shared 88064
 template <class T>
 __global__ void __maxnreg__(kScanRegisters) sm90_tiled_scan_kernel(SelectiveScanParams p) {
   scan_tiles<T, DealtRegisters>(p);

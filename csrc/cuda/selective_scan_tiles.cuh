@@ -9,9 +9,10 @@ namespace hymba::cuda {
 constexpr int kTiledStates = 16, kTiledChannels = 32, kTiledTokens = 32;
 constexpr int kWorkers = 128, kHelpers = 128, kTiledThreads = kWorkers + kHelpers;
 constexpr int kStages = 4;  // tiles i - 1 (its x and z) to i + 2
-// Elements between rows: 16-byte packs, and rows begin in different banks.
+// Elements between rows: 16-byte packs, and rows begin in different banks. A warp's packs of dt and dt x, one
+// of each of eight rows, lie in all 32 banks.
 constexpr int kPackedRow = kTiledChannels + 8;                             // of T
-constexpr int kTokenRow = kTiledTokens + 8, kStateRow = kTiledStates + 8;  // of floats
+constexpr int kTokenRow = kTiledTokens + 4, kStateRow = kTiledStates + 8;  // of floats
 constexpr int kHelperBarrier = 1;
 static_assert(kCheckpointInterval % kTiledTokens == 0 && kTiledTokens % 16 == 0);
 
