@@ -4,7 +4,7 @@ Fork and join are events between streams: the host never waits, and in a CUDA gr
 more than these edges, because torch's allocator gives a freed block again only to the stream that it was made on:
 
 - What the current stream made and the side stream reads must live until the join, which orders whatever comes after on
-  the current stream behind the side stream's work. The caller of `side_by_side` holds it meanwhile.
+  the current stream behind the side stream's work. `side_by_side` holds it, as what `beside` refers to.
 - What the side stream made and the current stream reads goes back to the side stream, whose next work comes behind the
   next fork, which waits for all that the current stream has been given until then. This takes a side stream that no
   other stream forks to and no other thread uses: so there is one for each current stream in each thread. Nor may

@@ -1,4 +1,4 @@
-"""What is refused for the values of cu_seqlens and slots: on the CPU always, on CUDA where HYMBA_OPS_CHECK=1 asks."""
+"""What is refused for the values of cu_seqlens, slots and counters: on the CPU always, on CUDA where HYMBA_OPS_CHECK=1 asks."""
 
 from __future__ import annotations
 
@@ -51,6 +51,11 @@ def mamba_update(slots):
     return partial(F.mamba_update, x, z, conv_state, state, *weights, A, D, slots=slots)
 
 
+def gated_mlp(counters):
+    x, norm_weight, down = randn(3, 8), randn(8, seed=1), randn(8, 16, seed=4)
+    return partial(F.gated_mlp, x, norm_weight, randn(16, 8, seed=2), randn(16, 8, seed=3), down, counters=counters)
+
+
 OPS = {
     "causal_conv1d": (conv, [(0, 2, 5)]),
     "selective_scan": (scan, [(0, 0, 4)]),
@@ -58,6 +63,7 @@ OPS = {
     "causal_conv1d_update": (conv_update, [(3, 0, -1), (3, 1, 2)]),
     "selective_state_update": (scan_update, [(3, 0, -1), (3, 1, 2)]),
     "mamba_update": (mamba_update, [(3, 0, -1)]),
+    "gated_mlp": (gated_mlp, [(0, 0, 0, 9)]),
 }
 WRONG = [
     ("causal_conv1d", [(1, 2, 5)], "cu_seqlens must start at 0, got 1"),
@@ -80,6 +86,7 @@ WRONG = [
     ),
     ("mamba_update", [(3, 4, -1)], "slots must have values from -1 to 3 .*, got 4 at index 1"),
     ("mamba_update", [(3, 0, 3)], "slots must name each slot once, got slot 3 in rows 0 and 2"),
+    ("gated_mlp", [(0, -5)], "counters must hold zeros between calls, got -5 at index 1"),
 ]
 
 

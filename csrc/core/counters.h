@@ -11,6 +11,11 @@ inline void check_counters(const Check& check, const OptionalTensor& counters, c
   check.int32("counters", *counters, like_name, like);
   check.that(counters->numel() >= count, "counters", concat("have at least ", count, " elements"),
              shape_text(*counters));
+  const OptionalTensor host = host_values(*counters);
+  if (!host) return;
+  const int32_t* values = host->const_data_ptr<int32_t>();
+  for (int64_t i = 0; i < count; ++i)
+    check.that(values[i] == 0, "counters", "hold zeros between calls", concat(values[i], " at index ", i));
 }
 
 // `counters` holds what they live in.
