@@ -154,6 +154,9 @@ BAD_INPUTS = [
         {"counters": torch.zeros(1, dtype=INT)}, ValueError, r"counters must have at least 2 elements, got \[1\]"
     ),
     bad_input({"counters": torch.zeros(2)}, ValueError, r"counters must be int32, got float32"),
+    bad_input(
+        {"counters": torch.zeros(2, 1, dtype=INT)}, ValueError, r"counters must have one dimension, got \[2, 1\]"
+    ),
 ]
 
 

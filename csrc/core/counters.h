@@ -9,6 +9,7 @@ inline void check_counters(const Check& check, const OptionalTensor& counters, c
                            const Tensor& like, int64_t count) {
   if (!counters) return;
   check.int32("counters", *counters, like_name, like);
+  check.that(counters->dim() == 1, "counters", "have one dimension", shape_text(*counters));
   check.that(counters->numel() >= count, "counters", concat("have at least ", count, " elements"),
              shape_text(*counters));
   const OptionalTensor host = host_values(*counters);
