@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tools.machine_times import machine_table  # noqa: E402
+from tools.measured import card_of  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -43,11 +44,25 @@ def number(value: float) -> str:
     """Three digits, more where the number has more before its point."""
     if value >= 99.95:
         return f"{value:.0f}"
-    return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}" if value >= 0.0995 else f"{value:.2g}"
+    return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}" if value >= 0.9995 else f"{value:.3g}"
 
 
 def markdown(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (titles, ["---"] * len(titles), *rows)]
+
+
+def label(result: Result) -> str:
+    """A word for the machine: "H100", "cpu avx2"."""
+    facts = result["machine"]
+    return card_of(facts["device"]) if "driver" in facts else str(facts["kernels"])
+
+
+def measured(titles: Sequence[str], rows: Sequence[tuple[Result, Sequence[str]]]) -> list[str]:
+    """A table; where its rows are of several machines it says which."""
+    labels = [label(result) for result, _ in rows]
+    if len(set(labels)) < 2:
+        return markdown(titles, [cells for _, cells in rows])
+    return markdown(("machine", *titles), [(name, *cells) for name, (_, cells) in zip(labels, rows, strict=True)])
 
 
 def machine(result: Result) -> str:
@@ -80,16 +95,16 @@ def layer(results: Sequence[Result]) -> list[str]:
     titles = ("layer", "dtype", "batch, tokens", "implementation", "ms (least to most)", "tokens/s", "x plain",
               "floor ms", "x floor", "extra memory MiB")  # fmt: skip
     rows = [
-        (
+        (result, (
             row["layer"], row["dtype"], f"{row['batch']}, {row['seq_len']}", row["implementation"],
             f"{number(row['ms'])} ({number(row['ms_min'])} to {number(row['ms_max'])})",
             number(row["tokens_per_s"]), _optional(row["ratio_to_best_plain"]), number(row["floor_ms"]),
             number(row["ratio_to_floor"]), _optional(row["peak_bytes"], 2**-20),
-        )
+        ))
         for result in results
         for row in result["rows"]
     ]  # fmt: skip
-    return [*machines(results), *markdown(titles, rows), *_not_run(results)]
+    return [*machines(results), *measured(titles, rows), *_not_run(results)]
 
 
 def _optional(value: float | None, factor: float = 1) -> str:
@@ -104,19 +119,15 @@ def parts(results: Sequence[Result]) -> list[str]:
     for result in results:
         of_layer = {row["layer"]: row for row in result["rows"]}
         for name, part in dict.fromkeys((row["layer"], row["part"]) for row in result["parts"]):
-            ms = {
-                row["implementation"]: row["ms"]
-                for row in result["parts"]
-                if (row["layer"], row["part"]) == (name, part)
-            }
-            floor = next(row["floor_ms"] for row in result["parts"] if (row["layer"], row["part"]) == (name, part))
-            ours, plain, case = ms.pop("hymba_ops"), ms.pop("plain"), of_layer[name]
-            rows.append((
+            of_part = [row for row in result["parts"] if (row["layer"], row["part"]) == (name, part)]
+            ms = {row["implementation"]: row["ms"] for row in of_part}
+            ours, plain, floor, case = ms.pop("hymba_ops"), ms.pop("plain"), of_part[0]["floor_ms"], of_layer[name]
+            rows.append((result, (
                 name, case["dtype"], f"{case['batch']}, {case['seq_len']}", part, number(ours), number(plain),
                 number(plain / ours), number(floor), number(ours / floor),
                 ", ".join(f"{other} {number(value)}" for other, value in ms.items()),
-            ))  # fmt: skip
-    return [*machines(results), *markdown(titles, rows), *_not_run(results)]
+            )))  # fmt: skip
+    return [*machines(results), *measured(titles, rows), *_not_run(results)]
 
 
 def _not_run(results: Sequence[Result]) -> list[str]:
@@ -133,14 +144,14 @@ def memory(results: Sequence[Result]) -> list[str]:
     titles = ("layer", "dtype", "batch, positions", "implementation", "growth MiB", "times in_proj's and the layer's "
               "output", "kept by a first call MiB")  # fmt: skip
     rows = [
-        (
+        (result, (
             row["layer"], row["dtype"], f"{row['batch']}, {row['length']}", row["implementation"],
             number(row["growth_bytes"] / 2**20), number(row["multiple"]), number(row["first_call_bytes"] / 2**20),
-        )
+        ))
         for result in results
         for row in result["memory"]
     ]  # fmt: skip
-    return [*machines(results), *markdown(titles, rows)]
+    return [*machines(results), *measured(titles, rows)]
 
 
 def ratios(results: Sequence[Result]) -> list[str]:
@@ -164,16 +175,16 @@ def decode(results: Sequence[Result]) -> list[str]:
     titles = ("layers", "dtype", "batch", "context", "implementation", "ms (least to most)", "us a layer", "tokens/s",
               "x plain", "MB", "of copy bandwidth", "floor ms", "x floor")  # fmt: skip
     rows = [
-        (
+        (result, (
             row["layer"], row["dtype"], f"{row['batch']}", f"{row['context']}", row["implementation"],
             f"{number(row['ms'])} ({number(row['ms_min'])} to {number(row['ms_max'])})", number(row["us_per_layer"]),
             number(row["tokens_per_s"]), _optional(row["ratio_to_best_plain"]), number(row["bytes"] / 1e6),
             f"{row['share_of_copy']:.0%}", number(row["floor_ms"]), number(row["ratio_to_floor"]),
-        )
+        ))
         for result in results
         for row in result["rows"]
     ]  # fmt: skip
-    return [*machines(results), *markdown(titles, rows), *_not_run(results)]
+    return [*machines(results), *measured(titles, rows), *_not_run(results)]
 
 
 def op_times(results: Sequence[Result]) -> list[str]:
@@ -184,12 +195,12 @@ def op_times(results: Sequence[Result]) -> list[str]:
         for row in result["rows"]:
             peers = [f"{name} {number(ms)}" for name, ms in row.get("peers_ms", {}).items()]
             peers += [f"{name} could not run: {reason}" for name, reason in row.get("peers_not_run", {}).items()]
-            rows.append((
+            rows.append((result, (
                 row["op"], row["layer"], row["dtype"], f"{row['batch']}, {row['seq_len']}", number(row["ms"]),
                 number(row["ratio"]), _optional(row.get("floor_ms")), _optional(row.get("ratio_to_floor")),
                 ", ".join(peers),
-            ))  # fmt: skip
-    return [*machines(results), *markdown(titles, rows)]
+            )))  # fmt: skip
+    return [*machines(results), *measured(titles, rows)]
 
 
 KINDS: dict[str, Callable[[Sequence[Result]], list[str]]] = {
