@@ -134,9 +134,9 @@ def check_memory(needed: int, device: torch.device, advice: str) -> None:
         )
 
 
-def check_kernels(device: torch.device) -> None:
+def check_kernels(device: torch.device, ops: Iterable[str] = LAYER_OPS) -> None:
     """Refuses a layer some of whose ops have no kernel for the device."""
-    if missing := missing_kernels(LAYER_OPS, device):
+    if missing := missing_kernels(ops, device):
         raise CannotRun(
             f"hymba_ops has no {device.type} kernel of {', '.join(missing)} (leave hymba_ops out of --implementations, "
             "or time the ops that have one: bench/sweep.py)"

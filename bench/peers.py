@@ -35,7 +35,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # `attention` on dense inpu
 _MANY_SHAPES = 1024  # a sweep compiles one function for more shapes than the compiler's default allows
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     torch._dynamo.config.recompile_limit = _MANY_SHAPES
     torch._dynamo.config.accumulated_recompile_limit = _MANY_SHAPES
     return torch.compile(function, dynamic=False)
@@ -45,7 +45,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 def _flex_attention() -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return _compiled(flex_attention)
+    return compiled(flex_attention)
 
 
 @functools.lru_cache(maxsize=4)
@@ -105,11 +105,11 @@ def _sdpa(window: int | None, num_meta: int, scale: float) -> Attend:
 
 
 def _compiled_blocks(window: int | None, num_meta: int, scale: float) -> Attend:
-    return _compiled(functools.partial(plain.unrolled_attention, window=window, num_meta=num_meta, scale=scale))
+    return compiled(functools.partial(plain.unrolled_attention, window=window, num_meta=num_meta, scale=scale))
 
 
 def _compiled_masked(window: int | None, num_meta: int, scale: float) -> Attend:
-    @_compiled
+    @compiled
     def all_scores(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         return plain.grouped_products(q, k, v, mask, scale)
 

@@ -156,6 +156,48 @@ def print_memory(rows: Rows) -> None:
     )
 
 
+def print_steps(results: dict[str, Any]) -> None:
+    """Of decode_throughput."""
+    machine, rows = results["machine"], results["rows"]
+    graph = ", each step a CUDA graph" * results["graph"]
+    print(f"a decode step of {results['count']} layers of Hymba-{results['preset']}{graph}")
+    print_machine(machine)
+    rates = dict.fromkeys((row["batch"] * row["tokens"], row["gemm_gflops"]) for row in rows)
+    print(
+        f"ceilings measured: {machine['bandwidth_gb_per_s']:.1f} GB/s read, {machine['copy_gb_per_s']:.1f} GB/s copied "
+        f"(read + written), {machine['gemm_gflops']:.0f} GFLOP/s"
+        + "".join(f" ({rate:.0f} at {count} row{'s' * (count > 1)})" for count, rate in rates)
+        + f", {machine['exp_g_per_s']:.1f} Gexp/s\n"
+    )
+    lines: list[tuple[str, ...]] = [("layers", "implementation", "batch", "context", "ms", "(min - max)", "us/layer",
+                                     "tokens/s", "MB", "of copy", "floor ms", "x floor", "x plain")]  # fmt: skip
+    for row in rows:
+        ratio = row["ratio_to_best_plain"]
+        lines.append((
+            row["layer"], row["implementation"], str(row["batch"]), str(row["context"]), _ms(row["ms"]),
+            f"({_ms(row['ms_min'])} - {_ms(row['ms_max'])})", f"{row['us_per_layer']:.1f}",
+            f"{row['tokens_per_s']:.0f}", f"{row['bytes'] / 1e6:.0f}", f"{100 * row['share_of_copy']:.0f} %",
+            _ms(row["floor_ms"]), f"{row['ratio_to_floor']:.2f}", "-" if ratio is None else f"{ratio:.2f}",
+        ))  # fmt: skip
+    print_table(lines, left=2)
+    print(
+        "\nms: median of a step. MB: weights, keys, values and states, read and written. of copy: MB / ms over the "
+        "copy bandwidth.\nx floor: ms / floor. x plain: ms of the best of plain, sdpa and upcast / this row's. "
+        "Lengths do not advance from step to step."
+    )
+    ends: dict[tuple[Any, ...], list[str]] = {}
+    for row in results["flatness"]:
+        ends.setdefault((row["layer"], row["batch"], row["from"], row["to"]), []).append(
+            f"{row['implementation']} {row['ratio']:.2f}"
+        )
+    for (layer, batch, first, last), ratios in ends.items():
+        print(f"{layer}, batch {batch}: a step at context {last} over one at {first}: {', '.join(ratios)}")
+    for title, key in (("could not run", "not_run"), ("left out", "left_out"), ("WRONG, not timed", "wrong")):
+        for row in results[key]:
+            name = f"{row['implementation']}, " if "implementation" in row else ""
+            print(f"{title}: {name}{row['layer']}, batch {row['batch']}, context {row['context']}: {row['reason']}")
+
+
 def print_sweep(results: dict[str, Any]) -> None:
     """One line a series, one column a length; a cell is hymba_ops' time, how many times as long plain takes, and how
     many times its floor it is, where it has one."""

@@ -140,10 +140,10 @@ class Ceilings:
 
 def measure(config: HymbaConfig, *, rows: int, device: torch.device, dtype: torch.dtype) -> Ceilings:
     """This machine's ceilings, the best of a few repeats (about two seconds)."""
-    gemm = _gemm_rate(config, rows, device, dtype)
+    gemm = gemm_rate(config, rows, device, dtype)
     if device.type == "cuda":
         return Ceilings(gemm, _read_bandwidth(device), _cuda_exp_rate(device), separate_units=True)
-    vector = gemm if dtype == torch.float32 else _gemm_rate(config, rows, device, torch.float32)
+    vector = gemm if dtype == torch.float32 else gemm_rate(config, rows, device, torch.float32)
     # Low precision may be widened before the product: float32's rate is then the better one on a CPU without AMX.
     return Ceilings(max(gemm, vector), _read_bandwidth(device), _cpu_exp_rate(), separate_units=False)
 
@@ -154,7 +154,7 @@ def _seconds(function: Callable[[], object], device: torch.device, repeats: int)
     return min(elapsed_ms(function, device) for _ in range(repeats)) / 1e3
 
 
-def _gemm_rate(config: HymbaConfig, rows: int, device: torch.device, dtype: torch.dtype) -> float:
+def gemm_rate(config: HymbaConfig, rows: int, device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s, the best of the known products over the layer's own shapes."""
     rows = min(rows, _GEMM_ROWS[device.type])
     hidden, inner, mlp = config.hidden_size, config.inner_size, config.intermediate_size
@@ -177,6 +177,13 @@ def _read_bandwidth(device: torch.device) -> float:
     size = 1 << 30 if device.type == "cuda" else 1 << 28
     data = torch.ones(size // 4, device=device)
     return size / _seconds(data.sum, device, repeats=10)
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes/s, read and written together, of a copy between two tensors that no cache holds."""
+    size = 1 << 30 if device.type == "cuda" else 1 << 28
+    source, target = (torch.ones(size // 4, device=device) for _ in range(2))
+    return 2 * size / _seconds(partial(target.copy_, source), device, repeats=10)
 
 
 def _cpu_exp_rate() -> float:

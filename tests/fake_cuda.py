@@ -25,13 +25,15 @@ def fake_cuda(monkeypatch):
 
 
 class _OperatorsWithoutDevice(TorchFunctionMode):
-    """x[...] and ~x as single ops: torch's own ask for CUDA's device guard, which a torch without CUDA lacks."""
+    """x[...], ~x and copy_ as single ops: torch's own ask for CUDA's device guard, which a torch without CUDA lacks."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is torch.Tensor.__getitem__:
             return _index(*args)
         if func is torch.Tensor.__invert__:
             return torch.bitwise_not(*args)
+        if func is torch.Tensor.copy_:
+            return torch.ops.aten.copy_(*args)
         return func(*args, **(kwargs or {}))
 
 

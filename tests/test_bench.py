@@ -198,9 +198,9 @@ def test_the_gemm_ceiling_is_the_fastest_product(monkeypatch):
         time.sleep(0.02)
 
     monkeypatch.setattr(roofline, "_PRODUCTS", {"cpu": (slow,)})
-    alone = roofline._gemm_rate(config, 64, device, torch.float32)
+    alone = roofline.gemm_rate(config, 64, device, torch.float32)
     monkeypatch.setattr(roofline, "_PRODUCTS", {"cpu": (slow, instant, slow)})
-    assert roofline._gemm_rate(config, 64, device, torch.float32) > 2 * alone
+    assert roofline.gemm_rate(config, 64, device, torch.float32) > 2 * alone
 
 
 REFUSED = [

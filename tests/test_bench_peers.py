@@ -22,7 +22,7 @@ def uncompiled(monkeypatch):
     """FlexAttention and plain forms as they are: compiling them takes a quarter of a minute each."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    monkeypatch.setattr(peers, "_compiled", lambda function: function)
+    monkeypatch.setattr(peers, "compiled", lambda function: function)
     monkeypatch.setattr(peers, "_flex_attention", lambda: flex_attention)
     peers._attend.cache_clear()
     yield
