@@ -97,6 +97,21 @@ struct Item {
   int64_t position;  // of the first query among the keys
 };
 
+// Of the segments of an item's keys those that it sees: the first `prefix` ones, then those from `first` on.
+// Between them may lie as many as a long context has.
+struct Segments {
+  int64_t prefix, first, count;
+
+  static Segments of(const AttentionParams& p, const Item& item) {
+    const KeySpans spans = key_spans(p.mask, item.position, item.position + item.count);
+    const int64_t prefix = divide_up(spans.prefix_end, kSegment), from = spans.begin / kSegment;
+    const int64_t first = from > prefix ? from : prefix;
+    return {prefix, first, prefix + divide_up(spans.end, kSegment) - first};
+  }
+  // The first key of the i-th.
+  int64_t key(int64_t i) const { return (i < prefix ? i : first + i - prefix) * kSegment; }
+};
+
 template <class T>
 static void load_queries(const AttentionParams& p, const Item& item, const Tiles<compute_t<T>>& tiles) {
   using C = compute_t<T>;
@@ -372,9 +387,12 @@ static void run_items(const Schedule& schedule, int64_t cost) {
       const int64_t rows = item.count * schedule.shape.group, keys = item.position + item.count;
       load_queries<T>(p, item, tiles);
       clear(tiles.total, rows, schedule.shape.v_padded);
-      for (int64_t j = 0; j < keys; j += kSegment)
+      const Segments segments = Segments::of(p, item);
+      for (int64_t i = 0; i < segments.count; ++i) {
+        const int64_t j = segments.key(i);
         if (visit_segment<T>(p, item, j, at_most(j + kSegment, keys), tiles))
           merge(tiles.total, tiles.segment, rows, schedule.shape.v_padded);
+      }
       store_rows<T>(p, item, tiles);
     }
   };
@@ -387,7 +405,12 @@ static void run_segments(const Schedule& schedule, int64_t cost) {
   using C = compute_t<T>;
   const AttentionParams& p = schedule.params;
   const ItemShape& shape = schedule.shape;
-  const int64_t items = schedule.items(), segments = divide_up(p.meta_len + p.k_len, kSegment);
+  const int64_t items = schedule.items();
+  int64_t segments = 0, of_sequence = 0;  // the most of an item
+  for (int64_t index = 0; index < items; ++index) {
+    const int64_t count = Segments::of(p, schedule.item(index, of_sequence)).count;
+    if (count > segments) segments = count;
+  }
   const int64_t rows = at_most(p.q_len, shape.positions) * shape.group, block = rows * (shape.v_padded + 2);
   const Scratch<C> blocks(items * segments * block);
   const Scratch<bool> visited(items * segments);
@@ -400,8 +423,11 @@ static void run_segments(const Schedule& schedule, int64_t cost) {
       const int64_t segment = index / p.kv_heads % segments;
       const int64_t number = index / (p.kv_heads * segments) * p.kv_heads + index % p.kv_heads;
       const Item item = schedule.item(number, sequence);
-      const int64_t keys = item.position + item.count, j = segment * kSegment,
+      const Segments seen = Segments::of(p, item);
+      const int64_t keys = item.position + item.count, j = seen.key(segment),
                     slot = number * segments + segment;
+      visited[slot] = false;
+      if (segment >= seen.count) continue;
       load_queries<T>(p, item, tiles);
       tiles.segment = Tiles<C>::accumulator(&blocks[slot * block], rows, shape);
       visited[slot] = visit_segment<T>(p, item, j, at_most(j + kSegment, keys), tiles);
