@@ -18,11 +18,13 @@ from kernel_cases import DEVICE
 
 
 def run_with_products(products, *functions):
-    """Calls this file's functions in a new process with HYMBA_OPS_CPU_PRODUCTS=products; returns the process."""
+    """Calls this file's functions in a new process with HYMBA_OPS_CPU_PRODUCTS=products, None for neither; returns the
+    process."""
     tests = Path(__file__).resolve().parent
     calls = "; ".join(f"t.{function}()" for function in functions)
     code = f"import sys; sys.path[:0] = [{str(tests)!r}, {str(tests.parent)!r}]; import test_products as t; {calls}"
-    environment = os.environ | {"HYMBA_OPS_CPU_PRODUCTS": products}
+    environment = {name: value for name, value in os.environ.items() if name != "HYMBA_OPS_CPU_PRODUCTS"}
+    environment |= {} if products is None else {"HYMBA_OPS_CPU_PRODUCTS": products}
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
 
 
@@ -70,6 +72,14 @@ def check_own_products_are_used():
     assert not torch.equal(F.linear(x, weight), torch.mm(x, weight.T))
 
 
+def print_few_rows_of_bfloat16():
+    """In bits."""
+    for name in OPS:
+        args, _ = make_arguments(name, 4, 650, outputs=65, dtype=torch.bfloat16)
+        for count in range(1, 5):
+            print(getattr(F, name)(args[0][:count], *args[1:]).view(torch.int16).tolist())
+
+
 def print_refusal():
     for name in OPS:
         args, kwargs = make_arguments(name, 3, 8, outputs=5)
@@ -102,3 +112,13 @@ def test_other_products_are_refused(products):
     done = run_with_products(products, "print_refusal")
     refusal = f"HYMBA_OPS_CPU_PRODUCTS must be own or library, got '{products}'"
     assert done.stdout.count(refusal) == len(OPS), done.stdout + done.stderr
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="the CPU's choice")
+def test_few_rows_of_bfloat16_are_never_left_to_the_library():
+    """Where the CPU has fast bfloat16 products too: reading the weight bounds them."""
+    chosen, own, library = (
+        run_with_products(products, "print_few_rows_of_bfloat16") for products in (None, "own", "library")
+    )
+    assert chosen.returncode == 0, chosen.stderr
+    assert chosen.stdout == own.stdout != library.stdout

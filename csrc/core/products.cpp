@@ -27,11 +27,11 @@ static CpuFacts cpu_facts() {
   return facts;
 }
 
-static bool library_is_faster(DType dtype) {
+static bool library_is_faster(DType dtype, int64_t rows) {
   static const CpuFacts facts = cpu_facts();
   switch (dtype) {
     case DType::bf16:  // Intel's dot instruction without AMX is slower than float32's multiply-add
-      return facts.amx_bf16 || (facts.is_amd && facts.avx512_bf16);
+      return rows > kDirectRows && (facts.amx_bf16 || (facts.is_amd && facts.avx512_bf16));
     case DType::f16:
       return false;
     default:  // MKL is at its best on its maker's CPUs
@@ -39,14 +39,14 @@ static bool library_is_faster(DType dtype) {
   }
 }
 #else
-static bool library_is_faster(DType dtype) {
+static bool library_is_faster(DType dtype, int64_t) {
   return dtype == DType::f32 || dtype == DType::f64;
 }
 #endif
 
-bool library_products(DType dtype) {
+bool library_products(DType dtype, int64_t rows) {
   static const char* wanted = std::getenv("HYMBA_OPS_CPU_PRODUCTS");
-  if (wanted == nullptr) return library_is_faster(dtype);
+  if (wanted == nullptr) return library_is_faster(dtype, rows);
   const std::string choice = wanted;
   if (choice != "own" && choice != "library")
     throw std::invalid_argument("HYMBA_OPS_CPU_PRODUCTS must be own or library, got '" + choice + "'");

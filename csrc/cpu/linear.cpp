@@ -10,6 +10,7 @@
 // neither on the other rows nor on the threads.
 #include "ops/linear.h"
 
+#include "core/products.h"
 #include "cpu/gemm_tile.h"
 #include "cpu/kernel.h"
 #include "cpu/panels.h"
@@ -146,8 +147,6 @@ struct Epilogue {
 };
 
 // ---- A few rows: the weight is transposed into registers and used there, at the speed of memory ----
-
-constexpr int64_t kDirectRows = 4;
 
 // Sums of a panel for all rows of the only tile, in the order of gemm_tile: block by block.
 template <int64_t kRows, class T>

@@ -43,7 +43,7 @@ static LinearParams linear_params(const Tensor& x, const Tensor& weight, const T
 
 // Whether the kernels' own product takes it; else the library's does.
 static bool runs_own(const Tensor& x, const LinearParams& params) {
-  if (x.is_cpu()) return !cpu::library_products(params.dtype);
+  if (x.is_cpu()) return !cpu::library_products(params.dtype, params.rows);
   return runs_on_cuda(x, params, HYMBA_CUDA(cuda::runs_linear));
 }
 
