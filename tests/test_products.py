@@ -72,12 +72,14 @@ def check_own_products_are_used():
     assert not torch.equal(F.linear(x, weight), torch.mm(x, weight.T))
 
 
-def print_few_rows_of_bfloat16():
-    """In bits."""
-    for name in OPS:
-        args, _ = make_arguments(name, 4, 650, outputs=65, dtype=torch.bfloat16)
-        for count in range(1, 5):
-            print(getattr(F, name)(args[0][:count], *args[1:]).view(torch.int16).tolist())
+def print_few_rows_of_a_step():
+    """Of the ops that only a decode step calls, in bits."""
+    x, weight, _ = make_inputs(4, 650, outputs=65, dtype=torch.bfloat16)
+    norm = torch.ones(650, dtype=torch.bfloat16)
+    down = make_inputs(1, 65, outputs=40, dtype=torch.bfloat16)[1]
+    for count in range(1, 5):
+        for out in (F.norm_project(x[:count], norm, weight), F.gated_mlp(x[:count], norm, weight, weight, down)):
+            print(out.view(torch.int16).tolist())
 
 
 def print_refusal():
@@ -115,10 +117,8 @@ def test_other_products_are_refused(products):
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="the CPU's choice")
-def test_few_rows_of_bfloat16_are_never_left_to_the_library():
-    """Where the CPU has fast bfloat16 products too: reading the weight bounds them."""
-    chosen, own, library = (
-        run_with_products(products, "print_few_rows_of_bfloat16") for products in (None, "own", "library")
-    )
+def test_few_rows_of_a_step_are_never_left_to_the_library():
+    """In bfloat16, where the CPU has fast products of it too: reading the weight bounds them."""
+    chosen, own, library = (run_with_products(which, "print_few_rows_of_a_step") for which in (None, "own", "library"))
     assert chosen.returncode == 0, chosen.stderr
     assert chosen.stdout == own.stdout != library.stdout

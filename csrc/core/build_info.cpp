@@ -13,11 +13,10 @@ namespace hymba {
 
 // The dtypes whose products of many rows are torch's on this CPU.
 static std::string library_dtypes() {
-  constexpr int64_t kManyRows = 1 << 20;
   std::string names;
   for (const auto& [dtype, name] : {std::pair{DType::f32, "float32"}, std::pair{DType::bf16, "bfloat16"},
                                     std::pair{DType::f16, "float16"}, std::pair{DType::f64, "float64"}})
-    if (cpu::library_products(dtype, kManyRows)) names += names.empty() ? name : concat(" ", name);
+    if (cpu::library_products(dtype, cpu::kManyRows)) names += names.empty() ? name : concat(" ", name);
   return names;
 }
 

@@ -8,6 +8,7 @@ namespace hymba::cpu {
 
 // Up to so many rows cpu/linear.cpp multiplies while it reads the weight, at the speed of memory.
 constexpr int64_t kDirectRows = 4;
+constexpr int64_t kManyRows = 1 << 20;
 
 // Whether the library (MKL, oneDNN) beats cpu/linear.cpp for so many rows of this dtype on this CPU;
 // docs/cpu_linear.md has the measurements. Decided by what the CPU is, never by timing: the same inputs give

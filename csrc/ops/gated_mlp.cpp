@@ -31,8 +31,8 @@ Tensor gated_mlp(const Tensor& x, const Tensor& norm_weight, const Tensor& gate_
     params.counters = counters_for(counters, x, kGatedMlpCounters);
     launch_cuda(x, params, HYMBA_CUDA(cuda::gated_mlp));
   } else {
-    run_gated_linear(inner, rms_norm(x, norm_weight, eps), gate_weight, weight);
-    run_linear(down, inner);
+    run_gated_linear(inner, rms_norm(x, norm_weight, eps), gate_weight, weight, RowsOf::decode_step);
+    run_linear(down, inner, RowsOf::decode_step);
   }
   return down.out;
 }

@@ -42,8 +42,9 @@ static LinearParams linear_params(const Tensor& x, const Tensor& weight, const T
 }
 
 // Whether the kernels' own product takes it; else the library's does.
-static bool runs_own(const Tensor& x, const LinearParams& params) {
-  if (x.is_cpu()) return !cpu::library_products(params.dtype, params.rows);
+static bool runs_own(const Tensor& x, const LinearParams& params, RowsOf rows) {
+  if (x.is_cpu())
+    return !cpu::library_products(params.dtype, rows == RowsOf::sequence ? cpu::kManyRows : params.rows);
   return runs_on_cuda(x, params, HYMBA_CUDA(cuda::runs_linear));
 }
 
@@ -86,10 +87,10 @@ LinearCall linear_call(const Check& check, const Tensor& x, const Tensor& weight
   return call;
 }
 
-void run_linear(LinearCall& call, const Tensor& x) {
+void run_linear(LinearCall& call, const Tensor& x, RowsOf rows) {
   if (call.out.numel() == 0) return;
   call.params.x = row_view(x);
-  if (runs_own(x, call.params)) {
+  if (runs_own(x, call.params, rows)) {
     launch(x, call.params, cpu::linear, HYMBA_CUDA(cuda::linear));
   } else {
     library_linear(call.out, x, call.weight, call.bias);
@@ -118,10 +119,11 @@ LinearParams gated_linear_params(const Tensor& out, const Tensor& x, const Tenso
   return params;
 }
 
-void run_gated_linear(const Tensor& out, const Tensor& x, const Tensor& gate_weight, const Tensor& weight) {
+void run_gated_linear(const Tensor& out, const Tensor& x, const Tensor& gate_weight, const Tensor& weight,
+                      RowsOf rows) {
   if (out.numel() == 0) return;
   const LinearParams params = gated_linear_params(out, x, gate_weight, weight);
-  if (runs_own(x, params)) {
+  if (runs_own(x, params, rows)) {
     launch(x, params, cpu::linear, HYMBA_CUDA(cuda::linear));
   } else {
     const Tensor gate = torch::stable::empty_like(out);

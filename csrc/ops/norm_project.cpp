@@ -30,7 +30,8 @@ Tensor norm_project(const Tensor& x, const Tensor& norm_weight, const Tensor& pr
   check_norm_weight(check, "norm_weight", norm_weight, "x", x);
   if (call.out.numel() == 0) return call.out;
   const RowNorm norm{norm_weight_of(norm_weight), {}, {}, eps};
-  if (!ran_as_one(x, {call.params, norm})) run_linear(call, rms_norm(x, norm_weight, eps));
+  if (!ran_as_one(x, {call.params, norm}))
+    run_linear(call, rms_norm(x, norm_weight, eps), RowsOf::decode_step);
   return call.out;
 }
 
