@@ -86,7 +86,7 @@ LONG_MASKS = [
 
 @pytest.mark.parametrize("mask", LONG_MASKS)
 @pytest.mark.parametrize("T", [1, SPLIT_QUERIES, SPLIT_QUERIES + 1, 60])
-@pytest.mark.parametrize("S", [SEGMENT - 1, SEGMENT, SEGMENT + 1, 2 * SEGMENT, 2 * SEGMENT + 1, 1500])
+@pytest.mark.parametrize("S", [SEGMENT - 1, SEGMENT, SEGMENT + 1, 2 * SEGMENT, 2 * SEGMENT + 1, 1500, 2600])
 def test_sizes_around_segments(S, T, mask):
     check(F, *make_inputs(T, S, B=2, heads=(4, 2)), dtype=torch.float32, **mask)
 
