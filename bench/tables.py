@@ -132,11 +132,17 @@ def parts(results: Sequence[Result]) -> list[str]:
 
 def _not_run(results: Sequence[Result]) -> list[str]:
     reasons = dict.fromkeys(
-        f"Could not run: {row['implementation']} ({row['part']}): {row['reason']}"
+        f"Could not run: {row['implementation']} ({_where(row)}): {row['reason']}"
         for result in results
         for row in result.get("not_run", [])
     )
     return [line for reason in reasons for line in ("", reason)]
+
+
+def _where(row: dict[str, Any]) -> str:
+    if "part" in row:
+        return str(row["part"])
+    return f"{row['layer']}, batch {row['batch']}, context {row['context']}"
 
 
 def memory(results: Sequence[Result]) -> list[str]:
@@ -171,19 +177,23 @@ def ratios(results: Sequence[Result]) -> list[str]:
 
 
 def decode(results: Sequence[Result]) -> list[str]:
-    """bench/decode_throughput.py: steps of a stack of layers."""
-    titles = ("layers", "dtype", "batch", "context", "implementation", "ms (least to most)", "us a layer", "tokens/s",
-              "x plain", "MB", "of copy bandwidth", "floor ms", "x floor")  # fmt: skip
-    rows = [
-        (result, (
-            row["layer"], row["dtype"], f"{row['batch']}", f"{row['context']}", row["implementation"],
-            f"{number(row['ms'])} ({number(row['ms_min'])} to {number(row['ms_max'])})", number(row["us_per_layer"]),
-            number(row["tokens_per_s"]), _optional(row["ratio_to_best_plain"]), number(row["bytes"] / 1e6),
-            f"{row['share_of_copy']:.0%}", number(row["floor_ms"]), number(row["ratio_to_floor"]),
-        ))
-        for result in results
-        for row in result["rows"]
-    ]  # fmt: skip
+    """bench/decode_throughput.py: steps of a stack of layers, the other implementations at the end of each line."""
+    titles = ("layers", "dtype", "batch", "context", "ms (least to most)", "us a layer", "tokens/s", "x plain", "MB",
+              "of copy bandwidth", "floor ms", "x floor", "others ms")  # fmt: skip
+    rows = []
+    for result in results:
+        cases: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+        for row in result["rows"]:
+            case = (row["layer"], row["dtype"], row["batch"], row["context"])
+            cases.setdefault(case, {})[row["implementation"]] = row
+        for case, forms in cases.items():
+            ours = forms.pop("hymba_ops")
+            rows.append((result, (
+                *map(str, case), f"{number(ours['ms'])} ({number(ours['ms_min'])} to {number(ours['ms_max'])})",
+                number(ours["us_per_layer"]), number(ours["tokens_per_s"]), _optional(ours["ratio_to_best_plain"]),
+                number(ours["bytes"] / 1e6), f"{ours['share_of_copy']:.0%}", number(ours["floor_ms"]),
+                number(ours["ratio_to_floor"]), ", ".join(f"{name} {number(row['ms'])}" for name, row in forms.items()),
+            )))  # fmt: skip
     return [*machines(results), *measured(titles, rows), *_not_run(results)]
 
 

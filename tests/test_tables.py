@@ -117,9 +117,15 @@ def test_op_times(page):
 
 def test_decode_steps(page):
     row = LAYER | {"layer": "model", "context": 2048, "us_per_layer": 38.0, "bytes": 3.17e9, "share_of_copy": 0.854}
-    assert page("decode", {"machine": GPU, "rows": [row]})[6] == (
-        "| model | bfloat16 | 1 | 2048 | hymba_ops | 1.93 (1.90 to 2.00) | 38.0 | 4250000 | - | 3170 | 85% | 1.50 | 1.28 |"
-    )
+    plain = row | {"implementation": "plain", "ms": 4.0}
+    refused = {"layer": "model", "batch": 1, "context": 2048, "implementation": "sdpa", "reason": "no memory"}
+    lines = page("decode", {"machine": GPU, "rows": [plain, row], "not_run": [refused]})
+    assert lines[6:10] == [
+        "| model | bfloat16 | 1 | 2048 | 1.93 (1.90 to 2.00) | 38.0 | 4250000 | - | 3170 | 85% | 1.50 | 1.28 | plain 4.00 |",
+        "",
+        "Could not run: sdpa (model, batch 1, context 2048): no memory",
+        "<!-- end -->",
+    ]
 
 
 @pytest.mark.parametrize(
