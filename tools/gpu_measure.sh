@@ -21,7 +21,8 @@ sweep=("$python" bench/sweep.py --device cuda --presets 1.5b --dtypes bfloat16 -
 
 run_step machine 120 "$python" tools/machine_times.py --json "${results}_machine.json"
 run_step kernels 90 "$python" bench/kernel_times.py --json "${results}_kernels.json"
-run_step decode 100 "$python" bench/decode_throughput.py --device cuda --dtype bfloat16 --json "${results}_decode.json"
+run_step decode 120 "$python" bench/decode_throughput.py --device cuda --dtype bfloat16 \
+  --implementations hymba_ops,plain,sdpa --json "${results}_decode.json"
 run_step layer_b1_8192 130 "${layer[@]}" --seq-len 8192 --implementations hymba_ops,plain,flex,published \
   --peers flex,causal_conv1d,mamba_ssm --json "${results}_layer_b1_8192.json"
 run_step peers 90 "${sweep[@]}" --ops attention --seq-lens 8320 --peers flex,flex-halves,sdpa,compiled-masked \
