@@ -52,9 +52,10 @@ UPDATES = {
 }
 # Where the product is the library's, a 16-bit result is rounded before bias, gate and residual come to it, as the plain
 # form's is. Of one value the plain form may err by nothing, by luck: fewer values than these are judged together with
-# those of other seeds.
+# those of other seeds. (Of 256, one in 300 cases of gated_linear with one or a few inputs was unlucky: one large value
+# decided, in which the rounding of the gate's SiLU made up for those of gate and product.)
 PRODUCTS = ("gated_linear", "linear", "norm_average_project")
-FEWEST_VALUES = 256
+FEWEST_VALUES = 4096
 
 
 def fuzz(name, **options):
