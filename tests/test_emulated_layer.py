@@ -5,6 +5,8 @@ Products are torch's, as they are the library's on a GPU.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -15,7 +17,8 @@ import golden_checks
 from emulator.client import MODES
 from emulator.ops import EmulatedOps
 from golden_checks import LENGTHS, TINY
-from model_cases import BORROWER, DTYPES, INPUTS, PRODUCER, SMALL, SWITCHES, both, randn, token_ids
+from kernel_cases import cu_seqlens
+from model_cases import BORROWER, DTYPES, GLOBAL, INPUTS, PRODUCER, SMALL, SWITCHES, both, randn, token_ids
 from tolerance import assert_close
 
 OPS = [
@@ -36,10 +39,23 @@ class Emulated:
     HymbaConfig, HymbaForCausalLM = hymba_ops.HymbaConfig, hymba_ops.HymbaForCausalLM
 
 
+# With the head dims, the states and the packs of the published sizes.
+PUBLISHED_TILES = {
+    "hidden_size": 320, "num_attention_heads": 5, "num_key_value_heads": 1, "mamba_d_state": 16, "mamba_dt_rank": 20,
+    "sliding_window": 40, "num_memory_tokens": 8,
+}  # fmt: skip
+
+
 @pytest.fixture
-def impl(emulator_mode, monkeypatch):
+def capability():
+    """Of the emulated device."""
+    return 80
+
+
+@pytest.fixture
+def impl(emulator_mode, capability, monkeypatch):
     """hymba_ops, with the emulated kernels in place of the native ones."""
-    ops = EmulatedOps(MODES[emulator_mode])
+    ops = EmulatedOps(replace(MODES[emulator_mode], capability=capability))
     for name in OPS:
         monkeypatch.setattr(functional, name, getattr(ops, name))
     monkeypatch.delattr(_ops, "call")  # nothing else may run
@@ -106,3 +122,19 @@ def test_a_layer_in_parts(impl, layer, dtype):
         runs.append([torch.cat(out, 1), *kv, *state])
     for name, *results in zip(("out", "keys", "values", "conv_state", "ssm_state"), *runs, strict=True):
         assert_close(*results, dtype=dtype, name=name)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("layer", [PRODUCER, GLOBAL], ids=["sliding", "global"])
+def test_a_layer_of_published_tiles(impl, layer):
+    """On Hopper too, whose attention and scan are other kernels. 75 tokens, and 3 sequences of them."""
+    ours, plain, exact = both("HymbaLayer", PUBLISHED_TILES, layer, dtype=torch.bfloat16)
+    hidden = randn(1, 75, PUBLISHED_TILES["hidden_size"], dtype=torch.bfloat16, seed=1)
+    for packed in ({}, {"cu_seqlens": cu_seqlens(40, 0, 35)}):
+        results = [
+            module(hidden.to(kind), **packed)
+            for module, kind in ((ours, hidden.dtype), (plain, hidden.dtype), (exact, torch.float64))
+        ]
+        for name, *of_name in zip(("out", "kv", "state"), *results, strict=True):
+            for parts in zip(*(r if isinstance(r, tuple) else (r,) for r in of_name), strict=True):
+                assert_close(*parts, dtype=torch.bfloat16, name=name)
